@@ -1,0 +1,71 @@
+"""How many tokens stay: the schedule over the layers and the shares of the segments (AdaTP, 4.1 and eq. 4-5).
+
+Quotas are computed where the segments are, on the device, so that the first cut waits for no host.
+"""
+
+import torch
+from torch import Tensor
+
+from adatp.config import AdaTPConfig
+
+
+def schedule(config: AdaTPConfig, layers: int) -> dict[int, float]:
+    """The retention ratio of every layer whose input is cut, by layer (section 4.1).
+
+    The cuts lie before layers `first .. last + 1`; a fixed share goes at each after the first, and what enters
+    layer `last + 1` stays to the end.
+    """
+    first, last = config.first, config.last_of(layers)
+    step = (config.start_ratio - config.end_ratio) / (last - first + 1)
+    cuts = {layer: config.p * (config.start_ratio - step * (layer - first)) for layer in range(first, last + 1)}
+    if last + 1 < layers:
+        cuts[last + 1] = config.p * config.end_ratio
+    return cuts
+
+
+def round_half_up(value: Tensor) -> Tensor:
+    """The nearest integer, halves upwards, as float64."""
+    return (value + 0.5).floor()
+
+
+def quotas(
+    ratios: list[float], frames: Tensor, significant: Tensor, tokens_per_frame: int, config: AdaTPConfig
+) -> Tensor:
+    """The tokens every segment may keep at every cut.
+
+    Significant segments get the ratio r1 of equation 4, the others r2 of equation 5; without significant segments all
+    get r. A cut's quotas are rounded by largest remainder (ties to the earlier segment), so that they add up to its
+    rounded total.
+
+    Args:
+        ratios: K retention ratios r, one a cut.
+        frames: `[B, S]` int64 frames per segment; 0 for a slot without one.
+        significant: `[B, S]` bool.
+        tokens_per_frame: c.
+        config: for `alpha` and `gamma`.
+
+    Returns:
+        `[B, K, S]` int64.
+    """
+    size = frames.double()
+    significant = significant & (frames > 0)
+    n = size.sum(1, keepdim=True)  # [B, 1]
+    chosen = (size * significant).sum(1, keepdim=True)
+    rest = n - chosen
+    # chosen = 0 leaves boost unused, rest = 0 leaves others unused; both divisions are kept finite
+    boost = (n / chosen.clamp(min=1) * config.gamma).clamp(max=config.alpha)
+    others = ((n - boost * chosen) / rest.clamp(min=1)).clamp(min=0)
+    share = torch.where(significant, boost, torch.where(chosen > 0, others, torch.ones_like(n)))  # [B, S]
+    exact = share * size * tokens_per_frame
+    ratio = torch.tensor(ratios, dtype=torch.float64).to(frames.device, non_blocking=True)
+    exact = exact[:, None, :] * ratio[None, :, None]
+    return _largest_remainder(exact)
+
+
+def _largest_remainder(exact: Tensor) -> Tensor:
+    """`[..., S]` float64 to int64 of the same rounded sum."""
+    whole = exact.floor()
+    missing = round_half_up(exact.sum(-1, keepdim=True)) - whole.sum(-1, keepdim=True)
+    remainder = exact - whole
+    rank = remainder.neg().argsort(dim=-1, stable=True).argsort(dim=-1)
+    return (whole + (rank < missing)).long()

@@ -1,0 +1,35 @@
+"""The model families that can be pruned: one module each, found by being in this folder.
+
+A module that defines a subclass of `Family` adds a family; nothing else has to be edited.
+"""
+
+import importlib
+import pkgutil
+
+from torch import nn
+
+from adatp.models.family import Family
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+
+def families() -> dict[str, type[Family]]:
+    """Every supported family by the `model_type` of its Hugging Face configuration."""
+    return {family.model_type: family for family in Family.__subclasses__()}
+
+
+def family_of(model: nn.Module) -> Family:
+    """The family that `model` belongs to.
+
+    Raises:
+        TypeError: a model that is not of a supported family.
+    """
+    known = families()
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type not in known:
+        raise TypeError(
+            f"cannot prune a {type(model).__name__} (model_type {model_type!r}); supported are: "
+            f"{', '.join(sorted(known))}. A new family is one file in adatp/models/"
+        )
+    return known[model_type](model)

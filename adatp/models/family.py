@@ -1,0 +1,80 @@
+"""What the engine has to know of a model family."""
+
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from adatp.prefill import PromptLayout
+
+
+class Family(ABC):
+    """One model instance, seen as its family lays it out.
+
+    Attributes:
+        model_type: `config.model_type` of the family.
+        siglip: name of the SigLIP checkpoint that the family's vision tower was trained from.
+        body: the module whose forward receives `input_ids` and the video.
+        decoder: the language model, with `layers` and a Hugging Face `config`.
+        tower: the modules that turn pixels into visual tokens.
+    """
+
+    model_type: ClassVar[str]
+    siglip: ClassVar[str]
+    body: nn.Module
+    decoder: Any
+    tower: list[nn.Module]
+
+    @abstractmethod
+    def __init__(self, model: Any) -> None: ...
+
+    @property
+    @abstractmethod
+    def tower_layers(self) -> int:
+        """Encoder layers of the vision tower that lie before the features the projector reads."""
+
+    @property
+    @abstractmethod
+    def tower_width(self) -> int:
+        """Hidden size of the vision tower."""
+
+    @abstractmethod
+    def has_video(self, input_ids: Tensor) -> bool:
+        """Whether `[B, L]` prompts hold any video token."""
+
+    @abstractmethod
+    def layout(self, input_ids: Tensor, attention_mask: Tensor | None) -> PromptLayout:
+        """Where the video's tokens and the text after them are.
+
+        Args:
+            input_ids: `[B, L]` int64 on the host.
+            attention_mask: `[B, L]` on the host, 0 for padding; None for none.
+
+        Raises:
+            ValueError: prompts that cannot be pruned, saying why.
+        """
+
+    @abstractmethod
+    def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> list[str]:
+        """The text that follows the video in each prompt, up to the end of its turn; empty where there is none."""
+
+    @abstractmethod
+    def tower_states(self, outputs: Any) -> Tensor:
+        """`[videos * n, patches, D]`: the tower's layer `tower_layers - 1`, from what `get_video_features` returns."""
+
+    @abstractmethod
+    def queries(self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Post-rotary queries of a decoder layer.
+
+        Args:
+            layer: one of `decoder.layers`.
+            hidden: `[B, T, D]` what enters the layer.
+            cos, sin: `[B, T, d]` rotary tables.
+
+        Returns:
+            `[B, H, T, d]`.
+        """
+
+    @abstractmethod
+    def scale(self, layer: Any) -> float:
+        """Factor of the attention logits of a decoder layer."""

@@ -1,0 +1,81 @@
+"""Frames with their dropped tokens veiled in white, as in the paper's figure 5."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from adatp.report import Sample
+
+COLUMNS = 8
+VEIL = 0.82  # opacity of the white over a dropped token
+SIGNIFICANT, ORDINARY = "#d95f02", "#9aa0a6"
+_WIDTH = 320  # pixels a frame is drawn with
+
+
+def default_layers(sample: Sample) -> list[int]:
+    """The layers worth a look: the first pruned one and the first with the final count."""
+    kept = sample.kept
+    first = next((i for i, count in enumerate(kept) if count < kept[0]), 0)
+    return sorted({first, kept.index(kept[-1])})
+
+
+def veil(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """One frame with white over its dropped tokens.
+
+    Args:
+        frame: `[H, W, 3]` uint8.
+        kept: `[side, side]` bool, the frame's token grid in raster order.
+
+    Returns:
+        `[H, W, 3]` uint8.
+    """
+    height, width = frame.shape[:2]
+    mask = np.asarray(Image.fromarray(kept).resize((width, height), Image.Resampling.NEAREST))
+    veiled = frame * (1 - VEIL) + 255 * VEIL
+    return np.where(mask[..., None], frame, veiled).astype(np.uint8)
+
+
+def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample: Sample, layers: Sequence[int]) -> None:
+    """Write the frames at each of the layers to a PNG; significant segments are framed in orange.
+
+    Args:
+        path: where to; ends in .png.
+        frames: `[n, H, W, 3]` uint8.
+        times: n seconds.
+        sample: what was kept of them.
+        layers: which layers' inputs to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    side = math.isqrt(sample.tokens_per_frame)
+    significant = {i for s in sample.segments if s.significant for i in range(s.start, s.stop)}
+    number = {i: k for k, s in enumerate(sample.segments) for i in range(s.start, s.stop)}
+    columns = min(COLUMNS, len(frames))
+    rows = math.ceil(len(frames) / columns)
+    height = round(_WIDTH * frames.shape[1] / frames.shape[2])
+    small = [np.asarray(Image.fromarray(f).resize((_WIDTH, height), Image.Resampling.BICUBIC)) for f in frames]
+
+    cell = 1.6
+    block = rows * (cell * height / _WIDTH + 0.22) + 0.4
+    figure = Figure(figsize=(columns * cell, len(layers) * block), dpi=150, layout="constrained")
+    for part, layer in zip(np.atleast_1d(figure.subfigures(len(layers), 1)), layers, strict=True):
+        kept = sample.kept_mask(layer).view(-1, side, side).numpy()
+        share = sample.kept[layer] / sample.visual_tokens
+        part.suptitle(f"input of layer {layer}: {sample.kept[layer]} of {sample.visual_tokens} tokens ({share:.1%})", fontsize=9)
+        axes = part.subplots(rows, columns, squeeze=False).flatten()
+        for axis in axes:
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_frame_on(False)
+        for i, frame in enumerate(small):
+            axes[i].imshow(veil(frame, kept[i]))
+            axes[i].set_title(f"{times[i]:.1f} s · segment {number[i]}", fontsize=5, pad=2)
+            axes[i].set_frame_on(True)
+            for spine in axes[i].spines.values():
+                spine.set_color(SIGNIFICANT if i in significant else ORDINARY)
+                spine.set_linewidth(1.6 if i in significant else 0.6)
+    FigureCanvasAgg(figure).print_png(str(path))

@@ -1,0 +1,377 @@
+"""Put AdaTP into one model instance, and take it out again.
+
+Only hooks of the instance are used; no class and no forward is replaced. The body's hook finds the video in the
+prompt, the decoder's hook computes segments and relevance, and each pruned decoder layer's hook cuts its input before
+the layer runs.
+"""
+
+import functools
+import warnings
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import create_causal_mask
+
+from adatp.cache import PrunedLayer, check_cache, put_layer
+from adatp.config import AdaTPConfig
+from adatp.models import Family, family_of
+from adatp.prefill import Prefill, PromptLayout, Tokens
+from adatp.relevance import Relevance, similarity
+from adatp.report import PruningReport, build_report, passed_through
+from adatp_kernels.dispatch import Impl, resolve
+
+SUPPORTED_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+_MARK = "_adatp"  # attribute of a model that is being pruned
+
+
+class NoRelevanceWarning(UserWarning):
+    """Global debiasing is on, but nothing says which segments match the question."""
+
+
+@dataclass
+class _Call:
+    """One forward of the body."""
+
+    layout: PromptLayout
+    input_ids: Tensor  # on the host
+    features: Any = None  # what `get_video_features` returned
+    prefill: Prefill | None = None
+    questions: list[str] | None = None
+    tokens: Tokens | None = None
+    query: Tensor | None = None  # of the layer that has just run
+    cache: Any = None  # that layer's keys are in it
+    kept: Tensor | None = None  # [B, W] bool, False in padding; None where no sample is padded
+    mask: Tensor | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+class Pruned:
+    """AdaTP inside a model, as `apply` put it there; also a context manager that removes it.
+
+    Attributes:
+        config: the hyperparameters.
+        question: the question to compare frames with: a string, one string a sample, or None to read it from the
+            prompt's text after the video. May be set between calls.
+        relevance: the aligned SigLIP, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: Family,
+        config: AdaTPConfig,
+        *,
+        tokenizer: Any,
+        relevance: Relevance | None,
+        question: str | list[str] | None,
+        impl: Impl,
+    ) -> None:
+        self.config = config
+        self.question = question
+        self.relevance = relevance
+        self._model = model
+        self._family = family
+        self._tokenizer = tokenizer
+        self._impl = impl
+        self._report: PruningReport | None = None
+        self._active: ContextVar[_Call | None] = ContextVar("adatp_call", default=None)
+        self._layers: list[nn.Module] = list(family.decoder.layers)
+        self._install()
+
+    @property
+    def report(self) -> PruningReport:
+        """What the last prefill kept.
+
+        Raises:
+            RuntimeError: the model has not run since `apply`.
+        """
+        if self._report is None:
+            raise RuntimeError("there is no report yet: run the model first")
+        return self._report
+
+    def remove(self) -> None:
+        """Leave the model as it was before `apply`. Removing twice does nothing."""
+        if self._model.__dict__.get(_MARK) is not self:
+            return
+        for handle in self._handles:
+            handle.remove()
+        body = self._family.body
+        del body.get_video_features
+        body.__dict__.update(self._replaced)
+        del self._model.__dict__[_MARK]
+
+    def __enter__(self) -> "Pruned":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    def _install(self) -> None:
+        body, decoder = self._family.body, self._family.decoder
+        self._handles = [
+            body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
+            body.register_forward_hook(self._on_end, always_call=True),
+            decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True),
+        ]
+        for index in range(self.config.first - 1, len(self._layers)):
+            hook = functools.partial(self._on_layer, index)
+            self._handles.append(self._layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+        encode = body.get_video_features
+        # usually empty: the method is the class's, which shows again once the instance's is gone
+        self._replaced = {name: body.__dict__[name] for name in ("get_video_features",) if name in body.__dict__}
+
+        @functools.wraps(encode)
+        def get_video_features(*args: Any, **kwargs: Any) -> Any:
+            outputs = encode(*args, **kwargs)
+            call = self._active.get()
+            if call is not None:
+                call.features = outputs
+            return outputs
+
+        body.get_video_features = get_video_features
+        self._model.__dict__[_MARK] = self
+
+    def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the body: find the video. Reads the prompt's ids, before any of the prefill is queued."""
+        self._active.set(None)
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() > 0:
+            return  # a continuation: its prompt was pruned, its new tokens are not
+        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        if input_ids is None:
+            self._report = passed_through("the prompt came as inputs_embeds, in which no video can be found")
+            return
+        input_ids = input_ids.cpu()
+        if not self._family.has_video(input_ids):
+            self._report = passed_through("no video in the prompt")
+            return
+        check_cache(cache)
+        attention = self._family.decoder.config._attn_implementation
+        if attention not in SUPPORTED_ATTENTION:
+            raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
+        mask = kwargs.get("attention_mask")
+        if mask is not None and mask.ndim != 2:
+            raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
+        layout = self._family.layout(input_ids, None if mask is None else mask.cpu())
+        call = _Call(layout, input_ids)
+        call.features = (kwargs.get("mm_encoder_outputs") or {}).get("video")
+        self._active.set(call)
+
+    @torch.no_grad()
+    def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the language model: segments and relevance from the tower's hidden states."""
+        call = self._active.get()
+        if call is None:
+            return
+        if call.features is None:
+            raise ValueError("the prompt holds a video but no video features came with it: pass pixel_values_videos")
+        states = self._family.tower_states(call.features)  # [videos * n, patches, D]
+        n = call.layout.frames
+        frames = states
+        text = None
+        if self.config.global_debias and self.relevance is not None:
+            call.questions = self._questions(call)
+            with_video = (call.layout.frame >= 0).any(1).tolist()
+            if all(question for question, video in zip(call.questions, with_video, strict=True) if video):
+                frames, text = self.relevance(states, call.questions)
+            else:
+                note = "no question was found after the video: every segment gets the same ratio; pass question=..."
+                call.notes.append(note)
+                warnings.warn(note, NoRelevanceWarning, stacklevel=2)
+        elif self.config.global_debias:
+            call.notes.append("no aligned text encoder: every segment gets the same ratio (no global debiasing)")
+        if text is None:
+            call.questions = None
+            frames = states.float().mean(1)
+        features = _per_sample(frames.unflatten(0, (-1, n)), call.layout)
+        similar = None if text is None else similarity(features, text)
+        call.prefill = Prefill(self.config, len(self._layers), call.layout, features, similar, self._impl)
+
+    def _questions(self, call: _Call) -> list[str]:
+        batch = call.input_ids.shape[0]
+        if self.question is None:
+            return self._family.question(call.input_ids, call.layout, self._tokenizer)
+        if isinstance(self.question, str):
+            return [self.question] * batch
+        if not self.question or batch % len(self.question):
+            raise ValueError(f"question holds {len(self.question)} questions for {batch} prompts; give one a prompt")
+        return [q for q in self.question for _ in range(batch // len(self.question))]  # as beams are laid out
+
+    @torch.no_grad()
+    def _on_layer(
+        self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before a decoder layer: cut its input, and give it what belongs to the tokens that are left."""
+        call = self._active.get()
+        hidden = args[0] if args else kwargs["hidden_states"]
+        cache = kwargs.get("past_key_values")
+        if call is None or call.prefill is None:
+            return self._continue(index, hidden, args, kwargs, cache)
+
+        prefill = call.prefill
+        if call.tokens is None:
+            call.tokens = prefill.tokens(hidden, *kwargs["position_embeddings"])
+        call.tokens.hidden = hidden
+        if index in prefill.cuts:
+            assert call.query is not None
+            key = call.cache.layers[index - 1].keys
+            scale = self._family.scale(self._layers[index - 1])
+            call.tokens = prefill.cut(index, call.tokens, call.query, key, scale)
+            call.kept = _kept(call.tokens)
+            call.mask = create_causal_mask(
+                config=self._family.decoder.config,
+                inputs_embeds=call.tokens.hidden,
+                attention_mask=call.kept,
+                past_key_values=None,
+            )
+        tokens = call.tokens
+        if index >= self.config.first:
+            kwargs = {
+                **kwargs,
+                "position_embeddings": (tokens.cos, tokens.sin),
+                "position_ids": None,  # flash attention takes gaps in them for packed sequences
+                "attention_mask": call.mask,
+            }
+            if cache is not None:
+                put_layer(cache, index, PrunedLayer(call.input_ids.shape[1], tokens.width, call.kept))
+        if index + 1 in prefill.cuts:
+            call.query = self._queries(self._layers[index], prefill, tokens)
+            # without a cache of the caller's, the layer leaves its keys in one of ours
+            call.cache = cache if cache is not None else DynamicCache()
+            kwargs = {**kwargs, "past_key_values": call.cache}
+        if args:
+            return (tokens.hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": tokens.hidden}
+
+    def _continue(
+        self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """A layer that continues on a pruned cache: its mask is as long as its own cache."""
+        if cache is None or index >= len(cache.layers) or not isinstance(cache.layers[index], PrunedLayer):
+            return None
+        attention = self._family.decoder.config._attn_implementation
+        mask = cache.layers[index].decode_mask(kwargs.get("attention_mask"), hidden.shape[1], attention)
+        return args, {**kwargs, "attention_mask": mask}
+
+    def _queries(self, layer: nn.Module, prefill: Prefill, tokens: Tokens) -> Tensor:
+        rows = prefill.rows(tokens).clamp(min=0)  # [B, T]
+        hidden, cos, sin = (
+            t.gather(1, rows[:, :, None].expand(-1, -1, t.shape[2])) for t in (tokens.hidden, tokens.cos, tokens.sin)
+        )
+        return self._family.queries(layer, hidden, cos, sin)
+
+    def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After the body, whether it returned or raised."""
+        call = self._active.get()
+        self._active.set(None)
+        if call is not None and call.prefill is not None and output is not None:
+            self._report = build_report(
+                call.prefill, len(self._layers), call.questions, tuple(call.notes), self._family.decoder.config
+            )
+
+
+def apply(
+    model: nn.Module,
+    processor: Any = None,
+    config: AdaTPConfig | None = None,
+    *,
+    relevance: Relevance | str | None = "auto",
+    question: str | list[str] | None = None,
+    impl: Impl = "auto",
+) -> Pruned:
+    """Prune the visual tokens of a video between the decoder layers of `model`, from its next prefill on.
+
+    Args:
+        model: a Hugging Face Video LLM of a supported family. Only this instance changes.
+        processor: its processor (or tokenizer), with which the question is read from the prompt. May be left out
+            where `question` is given or there is no global debiasing.
+        config: hyperparameters; the paper's by default.
+        relevance: how frames are compared with the question (eq. 3): a `Relevance`, the name or path of the SigLIP
+            checkpoint that the vision tower was trained from, `"auto"` for the family's, or None. With None, and where
+            `"auto"` cannot load it, no segment is significant and every one gets the same ratio, with a warning.
+        question: the question, or one a sample; None reads it from the prompt's text after the video.
+        impl: `"auto"`, `"reference"` or `"triton"`: the implementation of scores, selection and compaction.
+
+    Returns:
+        The handle with `report` and `remove()`.
+
+    Raises:
+        TypeError: the model's family is not supported.
+        ValueError: the model has too few layers for the schedule, sliding-window layers, or no processor is given
+            where one is needed.
+        RuntimeError: AdaTP is already applied to this model, or `impl` cannot run here.
+    """
+    config = config or AdaTPConfig()
+    family = family_of(model)
+    if _MARK in model.__dict__:
+        raise RuntimeError("AdaTP is already applied to this model; call remove() on what the first apply() returned")
+    resolve(impl)
+    text_config = family.decoder.config
+    config.last_of(text_config.num_hidden_layers)
+    if "sliding_attention" in (getattr(text_config, "layer_types", None) or ()):
+        raise ValueError("the model has sliding-window layers, whose window would span dropped tokens")
+    tokenizer = getattr(processor, "tokenizer", processor)
+    loaded = None
+    if config.global_debias:
+        loaded = _load_relevance(relevance, family, model)
+        if loaded is not None and tokenizer is None and question is None:
+            raise ValueError(
+                "processor is needed to read the question from the prompt; pass processor=..., or question=..., "
+                "or AdaTPConfig(global_debias=False)"
+            )
+    return Pruned(
+        model, family, config, tokenizer=tokenizer, relevance=loaded, question=question, impl=impl
+    )
+
+
+def _load_relevance(relevance: Relevance | str | None, family: Family, model: Any) -> Relevance | None:
+    consequence = "no segment is significant and every one keeps the same ratio (no global debiasing)"
+    if relevance is None:
+        warnings.warn(f"relevance=None: {consequence}", NoRelevanceWarning, stacklevel=3)
+        return None
+    if isinstance(relevance, str):
+        checkpoint = family.siglip if relevance == "auto" else relevance
+        try:
+            loaded = Relevance.from_pretrained(checkpoint, family.tower_layers, device=model.device, dtype=model.dtype)
+        except (OSError, ImportError) as error:
+            if relevance != "auto":
+                raise
+            warnings.warn(
+                f"the text encoder {checkpoint} could not be loaded ({str(error).splitlines()[0]}): {consequence}. "
+                "Pass relevance=PATH to a SigLIP checkpoint",
+                NoRelevanceWarning,
+                stacklevel=3,
+            )
+            return None
+    else:
+        loaded = relevance
+    if loaded.width != family.tower_width:
+        raise ValueError(
+            f"relevance must continue the model's vision tower of width {family.tower_width}; "
+            f"this SigLIP's width is {loaded.width}"
+        )
+    return loaded
+
+
+def _kept(tokens: Tokens) -> Tensor | None:
+    """`[B, W]` bool, False in padding; None where no sample is padded."""
+    if not any(tokens.padding):
+        return None
+    padding = torch.tensor(tokens.padding).to(tokens.hidden.device, non_blocking=True)
+    return torch.arange(tokens.width, device=tokens.hidden.device) >= padding[:, None]
+
+
+def _per_sample(features: Tensor, layout: PromptLayout) -> Tensor:
+    """`[videos, n, F]` in prompt order to `[B, n, F]`, zeros for a sample without a video."""
+    has_video = (layout.frame >= 0).any(1)
+    owners = has_video.nonzero().flatten()
+    copies, rest = divmod(len(owners), features.shape[0])
+    if rest or copies == 0:
+        raise ValueError(f"{len(owners)} prompts hold a video, but {features.shape[0]} videos were encoded")
+    index = torch.zeros(len(has_video), dtype=torch.int64)
+    index[owners] = torch.arange(len(owners)) // copies  # beams are copies, side by side
+    return features[index.to(features.device, non_blocking=True)]

@@ -1,0 +1,261 @@
+"""One pruned prefill as tensor code: before a layer, score -> select -> compact. Knows nothing of any model.
+
+The host reads the device once, after the first cut: from its counts every later size follows (spec: after the first cut
+a spatial position occurs at most once per segment, so later cuts keep exactly their quota, or all there is).
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from adatp import budget, segments
+from adatp.config import AdaTPConfig
+from adatp_kernels.compact import compact
+from adatp_kernels.dispatch import Impl
+from adatp_kernels.score import score
+from adatp_kernels.select import FIXED, PADDING, select
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """Where the video, the text after it and the padding stand in a batch of B prompts of L tokens. Host tensors.
+
+    Attributes:
+        frame: `[B, L]` int64: the frame of a prunable visual token, `FIXED` for a token that always stays, `PADDING`
+            for none.
+        position: `[B, L]` int64: index within the frame of a prunable token, 0 elsewhere.
+        text: `[B, L]` bool: the prompt's text tokens that follow the video, whose attention scores it.
+        frames: n of the longest video.
+        tokens_per_frame: c.
+    """
+
+    frame: Tensor
+    position: Tensor
+    text: Tensor
+    frames: int
+    tokens_per_frame: int
+
+    def visual_tokens(self) -> list[int]:
+        """Prunable tokens N_v of each sample."""
+        return _ints((self.frame >= 0).sum(1))
+
+
+@dataclass
+class Tokens:
+    """What enters a layer: B samples of W tokens, padded on the left.
+
+    Attributes:
+        hidden: `[B, W, D]`.
+        cos, sin: `[B, W, d]` rotary tables of the tokens' original positions.
+        segment: `[B, W]` int64, `FIXED` and `PADDING` as in `PromptLayout.frame`.
+        position: `[B, W]` int64 spatial position.
+        origin: `[B, W]` int64 index in the whole prompt, `PADDING` in padding.
+        counts: tokens of each sample, padding not counted.
+    """
+
+    hidden: Tensor
+    cos: Tensor
+    sin: Tensor
+    segment: Tensor
+    position: Tensor
+    origin: Tensor
+    counts: list[int]
+
+    @property
+    def width(self) -> int:
+        return self.hidden.shape[1]
+
+    @property
+    def padding(self) -> list[int]:
+        """Left padding of each sample."""
+        return [self.width - count for count in self.counts]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the one host read brings: enough to size every layer. Host values; S slots, as many as frames.
+
+    Attributes:
+        segment_of_frame: `[B, n]` int64.
+        similarity: `[B, n]` float64 text relevance (eq. 3); NaN where it was not computed.
+        significant: `[B, S]` bool.
+        kept: `[B, K, S]` int64 tokens of every segment after each of the K cuts.
+    """
+
+    segment_of_frame: Tensor
+    similarity: Tensor
+    significant: Tensor
+    kept: Tensor
+
+
+class Prefill:
+    """The cuts of one prefill, in order.
+
+    Args:
+        config: hyperparameters.
+        layers: decoder layers of the model.
+        layout: the prompts.
+        features: `[B, n, F]` a feature per frame, for the segments.
+        similarity: `[B, n]` text relevance of every frame, or None: then no segment is significant.
+        impl: implementation of the three operations.
+
+    Raises:
+        ValueError: a sample with a video but without text after it.
+    """
+
+    def __init__(
+        self,
+        config: AdaTPConfig,
+        layers: int,
+        layout: PromptLayout,
+        features: Tensor,
+        similarity: Tensor | None,
+        impl: Impl = "auto",
+    ) -> None:
+        self.config = config
+        self.layout = layout
+        self.impl = impl
+        self.cuts = budget.schedule(config, layers)
+        self.plan: Plan | None = None
+        self.origins: dict[int, Tensor] = {}  # by layer of a cut: `Tokens.origin` after it
+
+        device = features.device
+        visual, text = layout.frame >= 0, layout.text
+        if bool((visual.any(1) & ~text.any(1)).any()):
+            raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
+        length = layout.frame.shape[1]
+        # Everything after the video stays to the end, so its distance from the end never changes.
+        present = layout.frame != PADDING
+        last_visual = torch.where(visual, torch.arange(length), -1).amax(1, keepdim=True)
+        self._before = _ints((present & (visual.cumsum(1) == 0)).sum(1))
+        self._after = _ints((present & (torch.arange(length) > last_visual)).sum(1))
+        self._has_video = visual.any(1).tolist()
+        self._rows_from_end = _rows_from_end(text).to(device, non_blocking=True)
+
+        n = features.shape[1]
+        self._segment_of_frame = (
+            segments.partition(features, config.tau_s)
+            if config.segments
+            else torch.zeros(features.shape[:2], dtype=torch.int64, device=device)
+        )
+        self._similarity = similarity
+        self._significant = torch.zeros(features.shape[0], n, dtype=torch.bool, device=device)
+        if similarity is not None:
+            self._significant = segments.mean_per_segment(similarity, self._segment_of_frame) > config.tau_t
+        self._quota = budget.quotas(
+            list(self.cuts.values()),
+            segments.frames_per_segment(self._segment_of_frame),
+            self._significant,
+            layout.tokens_per_frame,
+            config,
+        )
+
+    def tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tokens:
+        """The uncut prompt: `[B, L, D]` hidden states and `[B or 1, L, d]` rotary tables."""
+        batch, length = hidden.shape[:2]
+        frame = self.layout.frame.to(hidden.device, non_blocking=True)
+        segment = torch.where(frame >= 0, self._segment_of_frame.gather(1, frame.clamp(min=0)), frame)
+        return Tokens(
+            hidden=hidden,
+            cos=cos.expand(batch, -1, -1),
+            sin=sin.expand(batch, -1, -1),
+            segment=segment,
+            position=self.layout.position.to(hidden.device, non_blocking=True),
+            origin=torch.arange(length, device=hidden.device).expand(batch, -1),
+            counts=_ints((self.layout.frame != PADDING).sum(1)),
+        )
+
+    def rows(self, tokens: Tokens) -> Tensor:
+        """`[B, T]` int64: where the text rows stand among `tokens`, -1 for a row not in use."""
+        return torch.where(self._rows_from_end > 0, tokens.width - self._rows_from_end, -1)
+
+    def cut(self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tokens:
+        """What enters `layer`, given what the layer before it has put out.
+
+        Args:
+            layer: one of `self.cuts`, each once and in order.
+            tokens: the output of layer `layer - 1`.
+            query: `[B, H, T, d]` post-rotary queries of `rows(tokens)` in layer `layer - 1`.
+            key: `[B, G, W, d]` its post-rotary keys.
+            scale: its attention's scaling.
+        """
+        k = list(self.cuts).index(layer)
+        quota = self._quota[:, k]
+        if self.plan is not None and bool((self.plan.kept[:, k] == self.plan.kept[:, k - 1]).all()):
+            self.origins[layer] = tokens.origin
+            return tokens  # every quota is above what lives: nothing goes
+
+        start, stop = self._columns(tokens)
+        padding = torch.tensor(tokens.padding).to(key.device, non_blocking=True) if any(tokens.padding) else None
+        scores = score(
+            query, key, self.rows(tokens), (start, stop), scale=scale, first_key=padding, impl=self.impl
+        )
+        keep = tokens.segment != PADDING
+        keep[:, start:stop] = select(
+            scores,
+            tokens.segment[:, start:stop],
+            tokens.position[:, start:stop],
+            quota,
+            positions=self.layout.tokens_per_frame,
+            # after the first cut no position occurs twice in a segment
+            deduplicate=self.config.local_debias and self.plan is None,
+            impl=self.impl,
+        )
+        if self.plan is None:
+            self.plan = self._read(keep, tokens.segment)
+        visual = _ints(self.plan.kept[:, k].sum(1))
+        fixed = _ints((self.layout.frame == FIXED).sum(1))
+        counts = [v + f for v, f in zip(visual, fixed, strict=True)]
+        moved = compact(
+            keep,
+            counts,
+            (tokens.hidden, tokens.cos, tokens.sin, tokens.segment, tokens.position, tokens.origin),
+            impl=self.impl,
+        )
+        hidden, cos, sin, segment, position, origin = moved
+        self.origins[layer] = origin
+        return replace(
+            tokens,
+            hidden=hidden, cos=cos, sin=sin, segment=segment, position=position, origin=origin, counts=counts,
+        )  # fmt: skip
+
+    def _columns(self, tokens: Tokens) -> tuple[int, int]:
+        """The smallest range of `tokens` with every sample's prunable tokens in it."""
+        starts, stops = [], []
+        for video, pad, before, after in zip(
+            self._has_video, tokens.padding, self._before, self._after, strict=True
+        ):
+            if video:
+                starts.append(pad + before)
+                stops.append(tokens.width - after)
+        return (min(starts), max(stops)) if starts else (0, 0)
+
+    def _read(self, keep: Tensor, segment: Tensor) -> Plan:
+        """The one host read: what the first cut kept, and what the report wants to know of the segments."""
+        batch, n = self._segment_of_frame.shape
+        living = torch.zeros(batch, n, dtype=torch.int64, device=keep.device)
+        living.scatter_add_(1, segment.clamp(min=0), (keep & (segment >= 0)).long())
+        kept = torch.cat([living[:, None], self._quota[:, 1:]], 1).cummin(1).values  # [B, K, S]
+        self._quota = kept
+        similarity = self._similarity
+        if similarity is None:
+            similarity = torch.full((batch, n), float("nan"), device=keep.device)
+        parts = [self._segment_of_frame, similarity, self._significant, kept.flatten(1)]
+        # fp64 holds every count exactly
+        host = torch.cat([part.double() for part in parts], 1).cpu()
+        segment_of_frame, similar, significant, counts = host.split([n, n, n, kept.shape[1] * n], 1)
+        return Plan(segment_of_frame.long(), similar, significant.bool(), counts.long().view(kept.shape))
+
+
+def _rows_from_end(text: Tensor) -> Tensor:
+    """`[B, L]` bool to `[B, T]` int64 distances from the end (1 is the last token), 0 where a sample has fewer."""
+    length = text.shape[1]
+    width = max(1, int(text.sum(1).max()))
+    distance = torch.where(text, length - torch.arange(length), 0)
+    return distance.sort(1, descending=True).values[:, :width]
+
+
+def _ints(values: Tensor) -> list[int]:
+    return [int(value) for value in values]
+

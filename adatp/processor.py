@@ -1,0 +1,93 @@
+"""Processors for machines without torchvision, on which Hugging Face has no video processor."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import (
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionProcessor,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.utils import is_torchvision_available
+from transformers.video_processing_utils import BaseVideoProcessor
+
+
+
+class VideoProcessor(BaseVideoProcessor):
+    """What LLaVA-OneVision's video processor does, in torch: resize (bicubic, antialiased), rescale, normalise.
+
+    Args:
+        size: `{"height": H, "width": W}` of a frame, pixels.
+        image_mean, image_std: per channel, of values in [0, 1].
+    """
+
+    size = {"height": 384, "width": 384}
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+
+    def preprocess(self, videos: Any, **_: Any) -> BatchFeature:
+        """Videos to `pixel_values_videos`, `[V, n, 3, H, W]` float32.
+
+        Args:
+            videos: one video or a list of them, each `[n, H, W, 3]` uint8 (array or tensor), all of n frames.
+
+        Raises:
+            ValueError: videos of another shape or dtype, or of different lengths.
+        """
+        videos = list(videos) if isinstance(videos, list | tuple) or getattr(videos, "ndim", 0) == 5 else [videos]
+        pixels = [self._one(torch.as_tensor(np.asarray(video))) for video in videos]
+        if len({len(p) for p in pixels}) > 1:
+            raise ValueError(f"all videos of a batch must have the same length, got {[len(p) for p in pixels]} frames")
+        return BatchFeature({"pixel_values_videos": torch.stack(pixels)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as Hugging Face's own video processor of this model can read them."""
+        return {**super().to_dict(), "video_processor_type": "LlavaOnevisionVideoProcessor"}
+
+    def _one(self, video: Tensor) -> Tensor:
+        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != torch.uint8:
+            raise ValueError(f"a video must be [n, H, W, 3] uint8, got {tuple(video.shape)} {video.dtype}")
+        size = (self.size["height"], self.size["width"])
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
+        frames = []
+        for frame in video:  # one at a time: full-size frames in fp32 are large
+            pixels = frame.permute(2, 0, 1)[None].float()
+            resized = interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
+            frames.append((resized.round().clamp(0, 255) / 255 - mean) / std)
+        return torch.stack(frames)
+
+
+class TorchOnlyProcessor(LlavaOnevisionProcessor):
+    """LLaVA-OneVision's processor with the `VideoProcessor` of this module."""
+
+    def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        if argument_name == "video_processor":
+            return VideoProcessor
+        return super().check_argument_for_proper_class(argument_name, argument)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings, as Hugging Face's own processor can read them."""
+        return {**super().to_dict(), "processor_class": "LlavaOnevisionProcessor"}
+
+
+def load_processor(checkpoint: str) -> Any:
+    """The processor of a LLaVA-OneVision checkpoint, by name or path, with torchvision or without."""
+    if is_torchvision_available():
+        return AutoProcessor.from_pretrained(checkpoint)
+    video, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint)
+    settings, _ = LlavaOnevisionProcessor.get_processor_dict(checkpoint)
+    names = ("num_image_tokens", "vision_feature_select_strategy", "image_token", "video_token", "vision_aspect_ratio")
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return TorchOnlyProcessor(
+        image_processor=LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint),
+        tokenizer=tokenizer,
+        video_processor=VideoProcessor(**{name: video[name] for name in ("size", "image_mean", "image_std")}),
+        chat_template=settings.get("chat_template") or tokenizer.chat_template,
+        **{name: settings[name] for name in names if name in settings},
+    )

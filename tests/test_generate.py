@@ -1,0 +1,118 @@
+"""Every decoded token's logits against a recomputation without any cache that drops the same tokens."""
+
+import pytest
+import torch
+from conftest import make_inputs
+from recompute import kept_tokens, prompt_embeds, recompute
+
+import adatp
+
+TOKENS = 32
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+def embeds_of(model, prompt, tokens):
+    return torch.cat([prompt, model.get_input_embeddings()(tokens)])
+
+
+def check_sequence(model, prompt, sample, tokens, logits, padding=0):
+    """`logits` `[t, V]` of `tokens` `[t]`, generated after the prompt `[L, D]`."""
+    kept = kept_tokens(sample, len(prompt), padding)
+    assert len(kept[-1]) < len(kept[0]), "something must have been dropped"
+    again = recompute(model, embeds_of(model, prompt, tokens[:-1]), kept, padding)
+    torch.testing.assert_close(logits, again[-len(tokens) :], **CLOSE)
+
+
+def generate(builtin, inputs, config=None, **settings):
+    with adatp.apply(builtin.model, builtin.processor, config, relevance=builtin.relevance) as pruned:
+        output = builtin.model.generate(
+            **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True,
+            **settings,
+        )  # fmt: skip
+        return output, pruned.report
+
+
+@pytest.mark.parametrize("config", [adatp.AdaTPConfig(), adatp.AdaTPConfig(p=2.0, tau_t=-1.0), adatp.AdaTPConfig(first=1)])
+def test_greedy(small, config):
+    inputs = make_inputs(small, ["What is in the picture?"])
+    prompt = prompt_embeds(small.model, inputs)[0]
+    output, report = generate(small, inputs, config, do_sample=False)
+    tokens = output.sequences[0, inputs["input_ids"].shape[1] :]
+    assert len(tokens) == TOKENS
+    check_sequence(small.model, prompt, report.samples[0], tokens, torch.cat(output.logits))
+
+
+def test_beam_search(small):
+    inputs = make_inputs(small, ["What is in the picture?"])
+    prompt = prompt_embeds(small.model, inputs)[0]
+    output, report = generate(small, inputs, num_beams=3, num_return_sequences=3, do_sample=False)
+    assert len(report.samples) == 3
+    for sequence, beams in zip(output.sequences, output.beam_indices, strict=True):
+        tokens = sequence[inputs["input_ids"].shape[1] :]
+        logits = torch.stack([step[beam] for step, beam in zip(output.logits, beams, strict=True)])
+        check_sequence(small.model, prompt, report.samples[0], tokens, logits)
+
+
+def test_left_padded_batch_with_different_counts(small):
+    questions = ["What is in the picture?", "And why?", "How many shots are there in this video of many colours?"]
+    inputs = make_inputs(small, questions)
+    prompts = prompt_embeds(small.model, inputs)
+    output, report = generate(small, inputs, do_sample=False)
+    assert [s.question for s in report.samples] == questions
+    assert len({s.kept for s in report.samples}) > 1, "the samples should keep different counts"
+    for b, sample in enumerate(report.samples):
+        padding = int((inputs["attention_mask"][b] == 0).sum())
+        tokens = output.sequences[b, inputs["input_ids"].shape[1] :]
+        logits = torch.stack([step[b] for step in output.logits])
+        check_sequence(small.model, prompts[b], sample, tokens, logits, padding)
+
+
+def test_beam_search_over_a_padded_batch(small):
+    questions = ["What is in the picture?", "And why?"]
+    inputs = make_inputs(small, questions)
+    prompts = prompt_embeds(small.model, inputs)
+    output, report = generate(small, inputs, num_beams=2, num_return_sequences=2, do_sample=False)
+    for i, (sequence, beams) in enumerate(zip(output.sequences, output.beam_indices, strict=True)):
+        padding = int((inputs["attention_mask"][i // 2] == 0).sum())
+        tokens = sequence[inputs["input_ids"].shape[1] :]
+        logits = torch.stack([step[beam] for step, beam in zip(output.logits, beams, strict=True)])
+        check_sequence(small.model, prompts[i // 2], report.samples[i], tokens, logits, padding)
+
+
+def test_batched_output_equals_one_by_one(small):
+    questions = ["What is in the picture?", "And why?"]
+    together = make_inputs(small, questions)
+    output, report = generate(small, together, do_sample=False)
+    for b, question in enumerate(questions):
+        prompt_length = int(together["attention_mask"][b].sum())
+        alone = {
+            "input_ids": together["input_ids"][b : b + 1, -prompt_length:],
+            "attention_mask": together["attention_mask"][b : b + 1, -prompt_length:],
+            "pixel_values_videos": together["pixel_values_videos"][b : b + 1],
+        }
+        single, single_report = generate(small, alone, do_sample=False)
+        assert single_report.samples[0].kept == report.samples[b].kept, question
+        assert torch.equal(single.sequences[0, prompt_length:], output.sequences[b, together["input_ids"].shape[1] :])
+
+
+def test_follow_up_on_the_kept_cache(small):
+    inputs = make_inputs(small, ["What is in the picture?"])
+    prompt = prompt_embeds(small.model, inputs)[0]
+    follow_up = torch.tensor([list(range(20, 33))])
+    with adatp.apply(small.model, small.processor, relevance=small.relevance) as pruned, torch.no_grad():
+        first = small.model(**inputs, use_cache=True)
+        report = pruned.report
+        second = small.model(input_ids=follow_up, past_key_values=first.past_key_values)
+        assert pruned.report is report, "a continuation leaves the report alone"
+    kept = kept_tokens(report.samples[0], len(prompt))
+    again = recompute(small.model, embeds_of(small.model, prompt, follow_up[0]), kept)
+    torch.testing.assert_close(second.logits[0], again[-follow_up.shape[1] :], **CLOSE)
+
+
+def test_without_a_cache_the_prefill_is_the_same(small):
+    inputs = make_inputs(small, ["What is in the picture?"])
+    with adatp.apply(small.model, small.processor, relevance=small.relevance), torch.no_grad():
+        cached = small.model(**inputs, use_cache=True)
+        uncached = small.model(**inputs, use_cache=False)
+    assert uncached.past_key_values is None
+    assert torch.equal(cached.logits, uncached.logits)
