@@ -57,7 +57,7 @@ def load_builtin(
         image_size: side of a frame, pixels; patches are 14 pixels, pooled 2 x 2.
         attention: Hugging Face's `attn_implementation`.
     """
-    tokenizer = _tokenizer()
+    tokenizer = _tokenizer("left")
     vision = SiglipVisionConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -119,10 +119,10 @@ def load_builtin(
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     )
-    return Builtin(model, processor, Relevance(siglip, tokenizer, tower_layers=3).eval())
+    return Builtin(model, processor, Relevance(siglip, _tokenizer("right"), tower_layers=3).eval())
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
     """A token a byte, and Qwen2's special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*_SPECIAL, *alphabet])}
@@ -134,6 +134,6 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
         additional_special_tokens=_SPECIAL[1:],
-        padding_side="left",
+        padding_side=padding_side,
         clean_up_tokenization_spaces=False,
     )

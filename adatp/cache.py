@@ -43,9 +43,7 @@ class PrunedLayer(DynamicLayer):
             raise ValueError(
                 f"cannot crop {-tokens_to_remove} tokens: that reaches into the pruned prompt; prefill it again"
             )
-        if tokens_to_remove:
-            self.keys = self.keys[..., :tokens_to_remove, :]
-            self.values = self.values[..., :tokens_to_remove, :]
+        super().crop(tokens_to_remove)
 
     def _select(self, indices: Tensor) -> None:
         if self.kept is not None:

@@ -107,7 +107,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         from adatp.models import family_of
         from adatp.overlay import default_layers, draw_overlay
-        from adatp.patch import NoRelevanceWarning
+        from adatp.relevance import NoRelevanceWarning
         from adatp.run import decode, load, run
         from adatp.tables import print_run, run_to_dict
 
@@ -167,4 +167,3 @@ def _check_overlay(path: Path | None) -> None:
         raise ValueError(f"--overlay cannot be written: there is no folder {path.parent}")
     if find_spec("matplotlib") is None:
         raise ValueError("--overlay needs matplotlib: pip install 'adatp[overlay]'")
-

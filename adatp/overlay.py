@@ -62,10 +62,12 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
     cell = 1.6
     block = rows * (cell * height / _WIDTH + 0.22) + 0.4
     figure = Figure(figsize=(columns * cell, len(layers) * block), dpi=150, layout="constrained")
-    for part, layer in zip(np.atleast_1d(figure.subfigures(len(layers), 1)), layers, strict=True):
+    for part, layer in zip(figure.subfigures(len(layers), 1, squeeze=False).flat, layers, strict=True):
         kept = sample.kept_mask(layer).view(-1, side, side).numpy()
         share = sample.kept[layer] / sample.visual_tokens
-        part.suptitle(f"input of layer {layer}: {sample.kept[layer]} of {sample.visual_tokens} tokens ({share:.1%})", fontsize=9)
+        part.suptitle(
+            f"input of layer {layer}: {sample.kept[layer]} of {sample.visual_tokens} tokens ({share:.1%})", fontsize=9
+        )
         axes = part.subplots(rows, columns, squeeze=False).flatten()
         for axis in axes:
             axis.set_xticks([])

@@ -8,45 +8,22 @@ the layer runs.
 import functools
 import warnings
 from contextvars import ContextVar
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import create_causal_mask
 
-from adatp.cache import PrunedLayer, check_cache, put_layer
+from adatp.cache import PrunedLayer, check_cache
 from adatp.config import AdaTPConfig
-from adatp.models import Family, family_of
-from adatp.prefill import Prefill, PromptLayout, Tokens
-from adatp.relevance import Relevance, similarity
-from adatp.report import PruningReport, build_report, passed_through
+from adatp.forward import PrunedForward
+from adatp.models import family_of
+from adatp.models.family import Family
+from adatp.prefill import PromptLayout
+from adatp.relevance import NoRelevanceWarning, Relevance
+from adatp.report import PruningReport, passed_through
 from adatp_kernels.dispatch import Impl, resolve
 
 SUPPORTED_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 _MARK = "_adatp"  # attribute of a model that is being pruned
-
-
-class NoRelevanceWarning(UserWarning):
-    """Global debiasing is on, but nothing says which segments match the question."""
-
-
-@dataclass
-class _Call:
-    """One forward of the body."""
-
-    layout: PromptLayout
-    input_ids: Tensor  # on the host
-    features: Any = None  # what `get_video_features` returned
-    prefill: Prefill | None = None
-    questions: list[str] | None = None
-    tokens: Tokens | None = None
-    query: Tensor | None = None  # of the layer that has just run
-    cache: Any = None  # that layer's keys are in it
-    kept: Tensor | None = None  # [B, W] bool, False in padding; None where no sample is padded
-    mask: Tensor | None = None
-    notes: list[str] = field(default_factory=list)
 
 
 class Pruned:
@@ -78,8 +55,7 @@ class Pruned:
         self._tokenizer = tokenizer
         self._impl = impl
         self._report: PruningReport | None = None
-        self._active: ContextVar[_Call | None] = ContextVar("adatp_call", default=None)
-        self._layers: list[nn.Module] = list(family.decoder.layers)
+        self._active: ContextVar[PrunedForward | None] = ContextVar("adatp_forward", default=None)
         self._install()
 
     @property
@@ -117,9 +93,10 @@ class Pruned:
             body.register_forward_hook(self._on_end, always_call=True),
             decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True),
         ]
-        for index in range(self.config.first - 1, len(self._layers)):
-            hook = functools.partial(self._on_layer, index)
-            self._handles.append(self._layers[index].register_forward_pre_hook(hook, with_kwargs=True))
+        for index, layer in enumerate(decoder.layers):
+            if index >= self.config.first - 1:
+                hook = functools.partial(self._on_layer, index)
+                self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
         encode = body.get_video_features
         # usually empty: the method is the class's, which shows again once the instance's is gone
         self._replaced = {name: body.__dict__[name] for name in ("get_video_features",) if name in body.__dict__}
@@ -127,9 +104,9 @@ class Pruned:
         @functools.wraps(encode)
         def get_video_features(*args: Any, **kwargs: Any) -> Any:
             outputs = encode(*args, **kwargs)
-            call = self._active.get()
-            if call is not None:
-                call.features = outputs
+            forward = self._active.get()
+            if forward is not None:
+                forward.features = outputs
             return outputs
 
         body.get_video_features = get_video_features
@@ -157,121 +134,54 @@ class Pruned:
         if mask is not None and mask.ndim != 2:
             raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
         layout = self._family.layout(input_ids, None if mask is None else mask.cpu())
-        call = _Call(layout, input_ids)
-        call.features = (kwargs.get("mm_encoder_outputs") or {}).get("video")
-        self._active.set(call)
+        features = (kwargs.get("mm_encoder_outputs") or {}).get("video")
+        questions = None if self.relevance is None else self._questions(input_ids, layout)
+        self._active.set(PrunedForward(self._family, self.config, layout, features, questions, self._impl))
 
-    @torch.no_grad()
-    def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the language model: segments and relevance from the tower's hidden states."""
-        call = self._active.get()
-        if call is None:
-            return
-        if call.features is None:
-            raise ValueError("the prompt holds a video but no video features came with it: pass pixel_values_videos")
-        states = self._family.tower_states(call.features)  # [videos * n, patches, D]
-        n = call.layout.frames
-        frames = states
-        text = None
-        if self.config.global_debias and self.relevance is not None:
-            call.questions = self._questions(call)
-            with_video = (call.layout.frame >= 0).any(1).tolist()
-            if all(question for question, video in zip(call.questions, with_video, strict=True) if video):
-                frames, text = self.relevance(states, call.questions)
-            else:
-                note = "no question was found after the video: every segment gets the same ratio; pass question=..."
-                call.notes.append(note)
-                warnings.warn(note, NoRelevanceWarning, stacklevel=2)
-        elif self.config.global_debias:
-            call.notes.append("no aligned text encoder: every segment gets the same ratio (no global debiasing)")
-        if text is None:
-            call.questions = None
-            frames = states.float().mean(1)
-        features = _per_sample(frames.unflatten(0, (-1, n)), call.layout)
-        similar = None if text is None else similarity(features, text)
-        call.prefill = Prefill(self.config, len(self._layers), call.layout, features, similar, self._impl)
-
-    def _questions(self, call: _Call) -> list[str]:
-        batch = call.input_ids.shape[0]
+    def _questions(self, input_ids: Tensor, layout: PromptLayout) -> list[str]:
+        batch = input_ids.shape[0]
         if self.question is None:
-            return self._family.question(call.input_ids, call.layout, self._tokenizer)
+            return self._family.question(input_ids, layout, self._tokenizer)
         if isinstance(self.question, str):
             return [self.question] * batch
         if not self.question or batch % len(self.question):
             raise ValueError(f"question holds {len(self.question)} questions for {batch} prompts; give one a prompt")
         return [q for q in self.question for _ in range(batch // len(self.question))]  # as beams are laid out
 
-    @torch.no_grad()
+    def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        forward = self._active.get()
+        if forward is not None:
+            forward.begin(self.relevance)
+
     def _on_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """Before a decoder layer: cut its input, and give it what belongs to the tokens that are left."""
-        call = self._active.get()
+        forward = self._active.get()
         hidden = args[0] if args else kwargs["hidden_states"]
-        cache = kwargs.get("past_key_values")
-        if call is None or call.prefill is None:
-            return self._continue(index, hidden, args, kwargs, cache)
-
-        prefill = call.prefill
-        if call.tokens is None:
-            call.tokens = prefill.tokens(hidden, *kwargs["position_embeddings"])
-        call.tokens.hidden = hidden
-        if index in prefill.cuts:
-            assert call.query is not None
-            key = call.cache.layers[index - 1].keys
-            scale = self._family.scale(self._layers[index - 1])
-            call.tokens = prefill.cut(index, call.tokens, call.query, key, scale)
-            call.kept = _kept(call.tokens)
-            call.mask = create_causal_mask(
-                config=self._family.decoder.config,
-                inputs_embeds=call.tokens.hidden,
-                attention_mask=call.kept,
-                past_key_values=None,
-            )
-        tokens = call.tokens
-        if index >= self.config.first:
-            kwargs = {
-                **kwargs,
-                "position_embeddings": (tokens.cos, tokens.sin),
-                "position_ids": None,  # flash attention takes gaps in them for packed sequences
-                "attention_mask": call.mask,
-            }
-            if cache is not None:
-                put_layer(cache, index, PrunedLayer(call.input_ids.shape[1], tokens.width, call.kept))
-        if index + 1 in prefill.cuts:
-            call.query = self._queries(self._layers[index], prefill, tokens)
-            # without a cache of the caller's, the layer leaves its keys in one of ours
-            call.cache = cache if cache is not None else DynamicCache()
-            kwargs = {**kwargs, "past_key_values": call.cache}
+        if forward is None:
+            return self._continue(index, hidden, args, kwargs)
+        hidden, kwargs = forward.enter(index, hidden, kwargs)
         if args:
-            return (tokens.hidden, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": tokens.hidden}
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
 
     def _continue(
-        self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], cache: Any
+        self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         """A layer that continues on a pruned cache: its mask is as long as its own cache."""
+        cache = kwargs.get("past_key_values")
         if cache is None or index >= len(cache.layers) or not isinstance(cache.layers[index], PrunedLayer):
             return None
         attention = self._family.decoder.config._attn_implementation
         mask = cache.layers[index].decode_mask(kwargs.get("attention_mask"), hidden.shape[1], attention)
         return args, {**kwargs, "attention_mask": mask}
 
-    def _queries(self, layer: nn.Module, prefill: Prefill, tokens: Tokens) -> Tensor:
-        rows = prefill.rows(tokens).clamp(min=0)  # [B, T]
-        hidden, cos, sin = (
-            t.gather(1, rows[:, :, None].expand(-1, -1, t.shape[2])) for t in (tokens.hidden, tokens.cos, tokens.sin)
-        )
-        return self._family.queries(layer, hidden, cos, sin)
-
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the body, whether it returned or raised."""
-        call = self._active.get()
+        forward = self._active.get()
         self._active.set(None)
-        if call is not None and call.prefill is not None and output is not None:
-            self._report = build_report(
-                call.prefill, len(self._layers), call.questions, tuple(call.notes), self._family.decoder.config
-            )
+        if forward is not None and output is not None:
+            self._report = forward.report()
 
 
 def apply(
@@ -323,9 +233,7 @@ def apply(
                 "processor is needed to read the question from the prompt; pass processor=..., or question=..., "
                 "or AdaTPConfig(global_debias=False)"
             )
-    return Pruned(
-        model, family, config, tokenizer=tokenizer, relevance=loaded, question=question, impl=impl
-    )
+    return Pruned(model, family, config, tokenizer=tokenizer, relevance=loaded, question=question, impl=impl)
 
 
 def _load_relevance(relevance: Relevance | str | None, family: Family, model: Any) -> Relevance | None:
@@ -355,23 +263,3 @@ def _load_relevance(relevance: Relevance | str | None, family: Family, model: An
             f"this SigLIP's width is {loaded.width}"
         )
     return loaded
-
-
-def _kept(tokens: Tokens) -> Tensor | None:
-    """`[B, W]` bool, False in padding; None where no sample is padded."""
-    if not any(tokens.padding):
-        return None
-    padding = torch.tensor(tokens.padding).to(tokens.hidden.device, non_blocking=True)
-    return torch.arange(tokens.width, device=tokens.hidden.device) >= padding[:, None]
-
-
-def _per_sample(features: Tensor, layout: PromptLayout) -> Tensor:
-    """`[videos, n, F]` in prompt order to `[B, n, F]`, zeros for a sample without a video."""
-    has_video = (layout.frame >= 0).any(1)
-    owners = has_video.nonzero().flatten()
-    copies, rest = divmod(len(owners), features.shape[0])
-    if rest or copies == 0:
-        raise ValueError(f"{len(owners)} prompts hold a video, but {features.shape[0]} videos were encoded")
-    index = torch.zeros(len(has_video), dtype=torch.int64)
-    index[owners] = torch.arange(len(owners)) // copies  # beams are copies, side by side
-    return features[index.to(features.device, non_blocking=True)]

@@ -188,9 +188,7 @@ class Prefill:
 
         start, stop = self._columns(tokens)
         padding = torch.tensor(tokens.padding).to(key.device, non_blocking=True) if any(tokens.padding) else None
-        scores = score(
-            query, key, self.rows(tokens), (start, stop), scale=scale, first_key=padding, impl=self.impl
-        )
+        scores = score(query, key, self.rows(tokens), (start, stop), scale=scale, first_key=padding, impl=self.impl)
         keep = tokens.segment != PADDING
         keep[:, start:stop] = select(
             scores,
@@ -223,9 +221,7 @@ class Prefill:
     def _columns(self, tokens: Tokens) -> tuple[int, int]:
         """The smallest range of `tokens` with every sample's prunable tokens in it."""
         starts, stops = [], []
-        for video, pad, before, after in zip(
-            self._has_video, tokens.padding, self._before, self._after, strict=True
-        ):
+        for video, pad, before, after in zip(self._has_video, tokens.padding, self._before, self._after, strict=True):
             if video:
                 starts.append(pad + before)
                 stops.append(tokens.width - after)
@@ -258,4 +254,3 @@ def _rows_from_end(text: Tensor) -> Tensor:
 
 def _ints(values: Tensor) -> list[int]:
     return [int(value) for value in values]
-

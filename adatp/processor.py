@@ -18,7 +18,6 @@ from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
 
-
 class VideoProcessor(BaseVideoProcessor):
     """What LLaVA-OneVision's video processor does, in torch: resize (bicubic, antialiased), rescale, normalise.
 
@@ -27,7 +26,7 @@ class VideoProcessor(BaseVideoProcessor):
         image_mean, image_std: per channel, of values in [0, 1].
     """
 
-    size = {"height": 384, "width": 384}
+    size: dict[str, int] = {"height": 384, "width": 384}  # noqa: RUF012  as Hugging Face declares it
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
 

@@ -8,6 +8,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 
+class NoRelevanceWarning(UserWarning):
+    """Global debiasing is on, but nothing says which segments match the question."""
+
+
 def similarity(frames: Tensor, text: Tensor) -> Tensor:
     """Cosine similarity of every frame and its sample's question (eq. 3).
 
@@ -72,6 +76,7 @@ class Relevance(nn.Module):
         Returns:
             `[n, D]`.
         """
+        states = states.to(self.head.probe.dtype)
         for layer in self.layers:
             states = layer(states, None)
         pooled: Tensor = self.head(self.post_layernorm(states))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adatp.flops import Flops, prefill_flops
 from adatp.prefill import Prefill
+from adatp_kernels.select import FIXED
 
 
 @dataclass(frozen=True)
@@ -166,16 +167,14 @@ def build_report(
                     stop=members[-1] + 1,
                     similarity=sum(similar[i] for i in members) / len(members) if known else None,
                     significant=bool(plan.significant[b, s]),
-                    kept=_by_layer(
-                        layers, len(members) * layout.tokens_per_frame, cuts, plan.kept[b, :, s].tolist()
-                    ),
+                    kept=_by_layer(layers, len(members) * layout.tokens_per_frame, cuts, plan.kept[b, :, s].tolist()),
                 )
             )
         samples.append(
             Sample(
                 frames=frames,
                 tokens_per_frame=layout.tokens_per_frame,
-                other_tokens=int((layout.frame[b] == -1).sum()),
+                other_tokens=int((layout.frame[b] == FIXED).sum()),
                 question=questions[b] if known and questions else None,
                 kept=_by_layer(layers, visual, cuts, plan.kept[b].sum(1).tolist()),
                 similarity=tuple(similar) if known else None,

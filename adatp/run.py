@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from adatp.config import AdaTPConfig
 from adatp.models import family_of
@@ -156,7 +157,7 @@ def _generate(
     loaded: Loaded, inputs: Any, before: dict[str, float], relevance: Relevance | None, max_new_tokens: int
 ) -> Answer:
     family = family_of(loaded.model)
-    stages = {
+    stages: dict[str, list[nn.Module]] = {
         "tower": family.tower,
         "relevance": [] if relevance is None else [relevance],
         "prefill": [family.decoder],
@@ -173,4 +174,3 @@ def _generate(
     generated = output[0, inputs["input_ids"].shape[1] :]
     text = loaded.processor.decode(generated, skip_special_tokens=True).strip()
     return Answer(text, len(generated), seconds)
-

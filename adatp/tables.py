@@ -79,7 +79,9 @@ def _print_flops(console: Console, flops: Flops) -> None:
 
 
 def _layers(sample: Sample) -> Table:
-    table = Table("layers", "visual tokens", "share", "all tokens", title="Tokens at each layer's input", box=box.SIMPLE)
+    table = Table(
+        "layers", "visual tokens", "share", "all tokens", title="Tokens at each layer's input", box=box.SIMPLE
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     for layers, kept in _runs(sample.kept):

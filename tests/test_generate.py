@@ -32,7 +32,9 @@ def generate(builtin, inputs, config=None, **settings):
         return output, pruned.report
 
 
-@pytest.mark.parametrize("config", [adatp.AdaTPConfig(), adatp.AdaTPConfig(p=2.0, tau_t=-1.0), adatp.AdaTPConfig(first=1)])
+@pytest.mark.parametrize(
+    "config", [adatp.AdaTPConfig(), adatp.AdaTPConfig(p=2.0, tau_t=-1.0), adatp.AdaTPConfig(first=1)]
+)
 def test_greedy(small, config):
     inputs = make_inputs(small, ["What is in the picture?"])
     prompt = prompt_embeds(small.model, inputs)[0]

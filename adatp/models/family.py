@@ -21,7 +21,7 @@ class Family(ABC):
 
     model_type: ClassVar[str]
     siglip: ClassVar[str]
-    body: nn.Module
+    body: Any
     decoder: Any
     tower: list[nn.Module]
 

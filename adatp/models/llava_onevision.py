@@ -86,8 +86,14 @@ class LlavaOnevision(Family):
         return questions
 
     def tower_states(self, outputs: Any) -> Tensor:
-        states: Tensor = outputs.hidden_states[self._feature_layer]
-        return states
+        states = getattr(outputs, "hidden_states", None)
+        if states is None:
+            raise ValueError(
+                "the video features carry no hidden_states of the vision tower, which segments and relevance are "
+                "computed from; pass what get_video_features(..., return_dict=True) returns"
+            )
+        selected: Tensor = states[self._feature_layer]
+        return selected
 
     def queries(self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         attention = layer.self_attn

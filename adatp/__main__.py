@@ -1,0 +1,5 @@
+import sys
+
+from adatp.cli import main
+
+sys.exit(main())

@@ -1,0 +1,172 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adatp.cli import main
+
+
+def run(capsys, *arguments):
+    code = main([str(a) for a in arguments])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A checkpoint folder as one would download it, with its SigLIP beside it."""
+    from transformers import SiglipModel
+
+    import adatp.builtin
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    siglips = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adatp.builtin, "SiglipModel", lambda config: siglips.append(SiglipModel(config)) or siglips[0])
+        builtin = adatp.builtin.load_builtin(image_size=84, layers=16)
+    builtin.model.save_pretrained(folder)
+    builtin.processor.save_pretrained(folder)
+    siglips[0].save_pretrained(folder / "siglip")
+    builtin.relevance.tokenizer.save_pretrained(folder / "siglip")
+    return folder
+
+
+class TestRun:
+    def test_json_is_all_there_is_on_stdout(self, capsys, bikes):
+        code, out, err = run(capsys, "run", bikes, "--question", "Who rides?", "--compare", "--json", "--frames", 8)
+        result = json.loads(out)
+        assert code == 0
+        assert "answering with AdaTP" in err
+        assert result["video"]["frames"] == 8
+        assert result["report"]["pruned"] is True
+        assert 0 < result["report"]["flops"]["ratio"] < 0.4
+        assert result["report"]["samples"][0]["question"] == "Who rides?"
+        assert set(result["answer"]["seconds"]) == {
+            "decoding",
+            "preprocessing",
+            "tower",
+            "relevance",
+            "prefill",
+            "other",
+        }
+        assert all(seconds >= 0 for seconds in result["answer"]["seconds"].values())
+        assert result["answer"]["seconds"]["relevance"] > 0
+        assert result["unpruned"]["seconds"]["relevance"] == 0
+        assert result["answer"]["seconds_to_first_token"] == pytest.approx(sum(result["answer"]["seconds"].values()))
+        assert any("answers mean nothing yet" in note for note in result["notes"])
+
+    def test_tables(self, capsys, bikes):
+        code, out, _ = run(capsys, "run", bikes, "--question", "Who rides?", "--frames", 8, "--max-new-tokens", 4)
+        assert code == 0
+        for wanted in ("answers mean nothing yet", "Who rides?", "visual tokens", "similarity", "first token", "FLOPs"):
+            assert wanted in out
+        assert "unpruned  " not in out
+
+    def test_overlay(self, capsys, bikes, tmp_path):
+        file = tmp_path / "overlay.png"
+        code, out, _ = run(
+            capsys, "run", bikes, "--question", "?", "--frames", 4, "--overlay", file, "--layers", "1,2,17"
+        )
+        assert code == 0
+        assert str(file) in out.replace("\n", "")
+        picture = np.asarray(Image.open(file).convert("RGB"))
+        assert picture.std() > 10
+
+    def test_a_checkpoint_from_disk(self, capsys, bikes, checkpoint):
+        arguments = ("run", bikes, "--question", "Who?", "--model", checkpoint, "--frames", 6, "--json")
+        code, out, _ = run(capsys, *arguments, "--relevance", checkpoint / "siglip")
+        result = json.loads(out)
+        assert code == 0
+        assert result["model"] == str(checkpoint)
+        assert result["report"]["samples"][0]["similarity"] is not None
+        assert result["notes"] == []
+
+        code, out, _ = run(capsys, *arguments, "--relevance", "none", "--attention", "eager")
+        result = json.loads(out)
+        assert code == 0
+        assert result["report"]["samples"][0]["similarity"] is None
+        assert any("no global debiasing" in note for note in result["notes"])
+
+    def test_fewer_frames_than_asked_for(self, capsys, tmp_path):
+        import av
+
+        path = tmp_path / "short.mp4"
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream("mpeg4", rate=5)
+            stream.width = stream.height = 64
+            for i in range(3):
+                picture = np.full((64, 64, 3), 80 * i, np.uint8)
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+            container.mux(stream.encode())
+        code, out, _ = run(capsys, "run", path, "--question", "?", "--json")
+        result = json.loads(out)
+        assert code == 0
+        assert result["video"]["frames"] == 3
+        assert any("3 frames, fewer than the 32" in note for note in result["notes"])
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("extra", "message"),
+        [
+            (["--p", "3"], "p must be in (0, 2.5]"),
+            (["--frames", "0"], "0"),
+            (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
+            (["--overlay", "x.jpg"], "--overlay must name a .png file"),
+            (["--overlay", "/nowhere/x.png"], "there is no folder"),
+            (["--layers", "40"], "--layers must be from 0 to 17, got [40]"),
+            (["--impl", "triton"], "impl='triton' cannot run"),
+            (["--last", "18"], "last must be a layer of the model, at most 17"),
+            (["--model", "/nowhere/model"], "nowhere"),
+        ],
+    )
+    def test_exit_code_2_and_one_message(self, capsys, bikes, extra, message):
+        code, out, err = run(capsys, "run", bikes, "--question", "?", *extra)
+        assert code == 2
+        assert out == ""
+        assert message in err
+        assert "Traceback" not in err
+
+    @pytest.mark.parametrize("name", ["missing.mp4", "text.mp4", "cut.mp4"])
+    def test_files_that_are_no_video(self, capsys, bikes, tmp_path, name):
+        (tmp_path / "text.mp4").write_text("not a video")
+        (tmp_path / "cut.mp4").write_bytes(bikes.read_bytes()[:200_000])
+        code, out, err = run(capsys, "run", tmp_path / name, "--question", "?")
+        assert code == 2
+        assert out == ""
+        assert name in err
+        assert "Traceback" not in err
+
+    def test_unknown_arguments(self, capsys):
+        with pytest.raises(SystemExit) as error:
+            main(["run"])
+        assert error.value.code == 2
+
+
+class TestFlops:
+    def test_json(self, capsys):
+        code, out, _ = run(capsys, "flops", "--model", "onevision-0.5b", "--text-tokens", 113, "--json")
+        result = json.loads(out)
+        assert code == 0
+        assert result["ratio"] == pytest.approx(0.276, abs=0.001)
+        assert len(result["tokens_per_layer"]) == 24
+
+    def test_tables(self, capsys):
+        code, out, _ = run(capsys, "flops", "--model", "llava-video-7b", "--p", 1.5, "--last", 14)
+        assert code == 0
+        assert "15-27" in out
+        assert "of unpruned" in out
+
+    def test_bad_input(self, capsys):
+        assert run(capsys, "flops", "--model", "onevision-7b", "--last", 40)[0] == 2
+        assert run(capsys, "flops", "--model", "onevision-7b", "--text-tokens", -1)[0] == 2
+
+    def test_runs_as_a_module(self):
+        command = [sys.executable, "-m", "adatp", "flops", "--model", "onevision-7b", "--json"]
+        result = subprocess.run(command, check=True, capture_output=True, text=True)
+        assert json.loads(result.stdout)["ratio"] == pytest.approx(0.278, abs=0.001)

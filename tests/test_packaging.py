@@ -1,0 +1,49 @@
+"""The package installs as it says, and leaves Hugging Face's own `kernels` package alone."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def python(code: str) -> str:
+    """Run code in a fresh interpreter with the repository root first on sys.path, as `python -m` has it."""
+    script = f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+def test_there_is_no_package_called_kernels_here():
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_import_kernels_finds_hugging_faces():
+    found = python("import kernels; print(kernels.__file__)")
+    assert Path(found).is_relative_to(Path(sys.prefix)), found
+    assert not Path(found).is_relative_to(ROOT / "kernels")
+
+
+def test_adatp_kernels_is_the_folder_kernels():
+    found = python("import adatp_kernels.score; print(adatp_kernels.score.__file__)")
+    assert Path(found).resolve() == (ROOT / "kernels" / "score.py").resolve()
+
+
+def test_a_model_imports_with_both_installed():
+    code = "from transformers import LlavaOnevisionForConditionalGeneration as M; import adatp; print(M.__name__)"
+    assert python(code) == "LlavaOnevisionForConditionalGeneration"
+
+
+def test_the_wheel_holds_both_packages(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("adatp-*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    for wanted in ("adatp/patch.py", "adatp/models/llava_onevision.py", "adatp/py.typed", "adatp_kernels/score.py"):
+        assert wanted in names
+    assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in names)

@@ -1,0 +1,333 @@
+"""apply() and remove() on a model instance: what changes, what does not, and what is refused."""
+
+import warnings
+
+import pytest
+import torch
+from conftest import make_clip, make_inputs
+from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCache
+
+import adatp
+from adatp.builtin import load_builtin
+
+EVERYTHING = adatp.AdaTPConfig(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
+
+
+def hooks_of(model):
+    return {
+        name: (
+            dict(m._forward_pre_hooks),
+            dict(m._forward_hooks),
+            dict(m._forward_pre_hooks_with_kwargs),
+            set(m.__dict__),
+        )
+        for name, m in model.named_modules()
+    }
+
+
+@pytest.fixture
+def inputs(small):
+    return make_inputs(small, ["What is in the picture?"])
+
+
+class TestRatioOne:
+    def test_logits_are_equal_exactly(self, small, inputs):
+        with torch.no_grad():
+            plain = small.model(**inputs)
+            with adatp.apply(small.model, small.processor, EVERYTHING) as pruned:
+                same = small.model(**inputs)
+                assert pruned.report.pruned
+        assert torch.equal(plain.logits, same.logits)
+        for ours, theirs in zip(same.past_key_values.layers, plain.past_key_values.layers, strict=True):
+            assert torch.equal(ours.keys, theirs.keys)
+
+    def test_logits_of_a_padded_batch_are_equal_exactly(self, small):
+        inputs = make_inputs(small, ["What is in the picture?", "Why?"])
+        with torch.no_grad():
+            plain = small.model(**inputs).logits
+            with adatp.apply(small.model, small.processor, EVERYTHING):
+                same = small.model(**inputs).logits
+        real = inputs["attention_mask"].bool()
+        assert torch.equal(plain[real], same[real])
+
+    @pytest.mark.parametrize("settings", [{}, {"num_beams": 3}, {"do_sample": True}])
+    def test_generate_gives_the_same_tokens(self, small, inputs, settings):
+        settings = {"max_new_tokens": 24, "do_sample": False, **settings}
+        torch.manual_seed(0)
+        plain = small.model.generate(**inputs, **settings)
+        with adatp.apply(small.model, small.processor, EVERYTHING):
+            torch.manual_seed(0)
+            assert torch.equal(small.model.generate(**inputs, **settings), plain)
+
+
+class TestRemove:
+    def test_leaves_the_model_as_it_was(self, small, inputs):
+        with torch.no_grad():
+            before = small.model(**inputs, output_hidden_states=True)  # installs transformers' own hooks
+            hooks, weights = hooks_of(small.model), {k: v.clone() for k, v in small.model.state_dict().items()}
+            pruned = adatp.apply(small.model, small.processor, relevance=small.relevance)
+            assert hooks_of(small.model) != hooks
+            small.model(**inputs)
+            pruned.remove()
+            pruned.remove()  # harmless
+            assert hooks_of(small.model) == hooks
+            after = small.model(**inputs, output_hidden_states=True)
+        assert torch.equal(before.logits, after.logits)
+        assert all(torch.equal(v, weights[k]) for k, v in small.model.state_dict().items())
+
+    def test_after_an_exception_inside_the_context(self, small):
+        hooks = hooks_of(small.model)
+        with pytest.raises(KeyError), adatp.apply(small.model, small.processor, relevance=small.relevance):
+            raise KeyError
+        assert hooks_of(small.model) == hooks
+
+    def test_an_exception_in_a_prefill_leaves_nothing_behind(self, small, inputs):
+        with adatp.apply(small.model, small.processor, relevance=small.relevance) as pruned, torch.no_grad():
+            expected = small.model(**inputs).logits
+            report = pruned.report
+
+            def fail(*_):
+                raise ArithmeticError
+
+            handle = small.model.model.language_model.layers[4].register_forward_hook(fail)
+            with pytest.raises(ArithmeticError):
+                small.model(**inputs)
+            handle.remove()
+            assert pruned.report is report
+            text = small.model(input_ids=inputs["input_ids"][:, -5:])
+            assert text.logits.shape[1] == 5
+            assert torch.equal(small.model(**inputs).logits, expected)
+
+    def test_only_this_instance_changes(self, small, inputs):
+        other = load_builtin(image_size=84, layers=16, attention=small.model.config._attn_implementation)
+        with torch.no_grad():
+            plain = other.model(**inputs).logits
+            with adatp.apply(small.model, small.processor, relevance=small.relevance):
+                small.model(**inputs)
+                assert torch.equal(other.model(**inputs).logits, plain)
+
+
+class TestPassThrough:
+    def test_text_only(self, small):
+        ids = small.processor.tokenizer("A question without a video", return_tensors="pt")["input_ids"]
+        with torch.no_grad():
+            plain = small.model(input_ids=ids).logits
+            with adatp.apply(small.model, small.processor, relevance=small.relevance) as pruned:
+                assert torch.equal(small.model(input_ids=ids).logits, plain)
+                tokens = small.model.generate(input_ids=ids, max_new_tokens=5, do_sample=False)
+        assert torch.equal(tokens, small.model.generate(input_ids=ids, max_new_tokens=5, do_sample=False))
+        assert not pruned.report.pruned
+        assert pruned.report.reason == "no video in the prompt"
+        with pytest.raises(ValueError, match="no video in the prompt"):
+            _ = pruned.report.flops
+
+    def test_image_only(self, small):
+        prompt = small.processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]}],
+            add_generation_prompt=True,
+        )
+        inputs = small.processor(text=prompt, images=[make_clip(1)[0]], return_tensors="pt")
+        with torch.no_grad():
+            plain = small.model(**inputs).logits
+            with adatp.apply(small.model, small.processor, relevance=small.relevance) as pruned:
+                assert torch.equal(small.model(**inputs).logits, plain)
+        assert pruned.report.reason == "no video in the prompt"
+
+    def test_inputs_embeds(self, small):
+        embeds = torch.randn(1, 7, small.model.config.text_config.hidden_size)
+        with torch.no_grad(), adatp.apply(small.model, small.processor, relevance=small.relevance) as pruned:
+            small.model(inputs_embeds=embeds)
+        assert "inputs_embeds" in pruned.report.reason
+
+
+def test_hidden_states_show_the_shrinking_lengths(small, inputs):
+    with torch.no_grad(), adatp.apply(small.model, small.processor, relevance=small.relevance) as pruned:
+        output = small.model(**inputs, output_hidden_states=True)
+    lengths = pruned.report.samples[0].lengths()
+    assert [h.shape[1] for h in output.hidden_states] == [lengths[0], *lengths]
+    assert lengths == sorted(lengths, reverse=True)
+    assert lengths[-1] < lengths[2] < lengths[0]
+    assert [layer.get_seq_length() for layer in output.past_key_values.layers] == lengths
+    assert output.past_key_values.get_seq_length() == inputs["input_ids"].shape[1]
+
+
+def test_a_samples_without_a_video_in_the_batch_keeps_everything(small):
+    video = make_inputs(small, ["What is in the picture?"])
+    text = small.processor.tokenizer("No video here", return_tensors="pt")["input_ids"]
+    padding = video["input_ids"].shape[1] - text.shape[1]
+    text_row = torch.nn.functional.pad(text, (padding, 0), value=0)
+    batch = {
+        "input_ids": torch.cat([text_row, video["input_ids"]]),
+        "attention_mask": torch.cat(
+            [torch.nn.functional.pad(torch.ones_like(text), (padding, 0)), video["attention_mask"]]
+        ),
+        "pixel_values_videos": video["pixel_values_videos"],
+    }
+    with torch.no_grad():
+        alone = small.model(input_ids=text).logits[0]
+        with adatp.apply(small.model, small.processor, relevance=small.relevance) as pruned:
+            video_alone = small.model(**video).logits[0]
+            kept = pruned.report.samples[0].kept
+            logits = small.model(**batch, position_ids=batch["attention_mask"].cumsum(1).sub(1).clamp(min=0)).logits
+    assert pruned.report.samples[0].visual_tokens == 0
+    assert pruned.report.samples[1].kept == kept
+    torch.testing.assert_close(logits[0, -text.shape[1] :], alone, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits[1, -20:], video_alone[-20:], atol=1e-4, rtol=1e-4)
+
+
+class TestQuestion:
+    def test_is_read_from_the_prompt(self, sdpa, inputs):
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance) as pruned:
+            sdpa.model(**inputs)
+        assert pruned.report.samples[0].question == "What is in the picture?"
+
+    def test_can_be_given_and_changes_the_similarity(self, sdpa, inputs):
+        with torch.no_grad(), adatp.apply(sdpa.model, relevance=sdpa.relevance, question="Who?") as pruned:
+            sdpa.model(**inputs)
+            first = pruned.report.samples[0]
+            pruned.question = "Where on earth?"
+            sdpa.model(**inputs)
+            second = pruned.report.samples[0]
+        assert (first.question, second.question) == ("Who?", "Where on earth?")
+        assert first.similarity != second.similarity
+
+    def test_one_a_sample(self, sdpa):
+        inputs = make_inputs(sdpa, ["What?", "Why?"])
+        with torch.no_grad(), adatp.apply(sdpa.model, relevance=sdpa.relevance, question=["a", "b"]) as pruned:
+            sdpa.model(**inputs)
+            assert [s.question for s in pruned.report.samples] == ["a", "b"]
+            pruned.question = ["a", "b", "c"]
+            with pytest.raises(ValueError, match="3 questions for 2 prompts"):
+                sdpa.model(**inputs)
+
+    def test_missing_is_told(self, sdpa, inputs):
+        end = int((inputs["input_ids"][0] == sdpa.model.config.video_token_id).nonzero()[-1])
+        turn = sdpa.processor.tokenizer("<|im_end|><|im_start|>assistant\n", return_tensors="pt")["input_ids"]
+        ids = torch.cat([inputs["input_ids"][:, : end + 1], turn], 1)
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance) as pruned:
+            with pytest.warns(adatp.NoRelevanceWarning, match="no question"):
+                sdpa.model(input_ids=ids, pixel_values_videos=inputs["pixel_values_videos"])
+        assert not any(s.significant for s in pruned.report.samples[0].segments)
+        assert "no question" in pruned.report.notes[0]
+
+    def test_needs_a_processor(self, sdpa):
+        with pytest.raises(ValueError, match="processor is needed"):
+            adatp.apply(sdpa.model, relevance=sdpa.relevance)
+
+
+class TestNoTextEncoder:
+    def test_every_ratio_is_r_and_the_user_is_told_once(self, sdpa, inputs):
+        with pytest.warns(adatp.NoRelevanceWarning, match="no global debiasing"):
+            pruned = adatp.apply(sdpa.model, sdpa.processor, relevance=None)
+        with pruned, torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            sdpa.model(**inputs)
+            sample, notes = pruned.report.samples[0], pruned.report.notes
+        assert sample.similarity is None
+        assert sample.question is None
+        assert not any(s.significant or s.similarity is not None for s in sample.segments)
+        assert "no aligned text encoder" in notes[0]
+
+    def test_auto_that_cannot_be_loaded_warns(self, sdpa, monkeypatch):
+        monkeypatch.setattr("adatp.models.llava_onevision.LlavaOnevision.siglip", "/nowhere/siglip")
+        with pytest.warns(adatp.NoRelevanceWarning, match="/nowhere/siglip could not be loaded"):
+            adatp.apply(sdpa.model, sdpa.processor).remove()
+
+    def test_a_named_one_that_cannot_be_loaded_is_an_error(self, sdpa):
+        with pytest.raises(OSError, match="nowhere"):
+            adatp.apply(sdpa.model, sdpa.processor, relevance="/nowhere/siglip")
+
+    def test_one_of_another_width_is_an_error(self, sdpa):
+        sdpa_width = sdpa.relevance.width
+        sdpa.relevance.width = 1152
+        try:
+            with pytest.raises(ValueError, match="width 64"):
+                adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance)
+        finally:
+            sdpa.relevance.width = sdpa_width
+
+
+class TestRefusals:
+    def test_twice(self, sdpa):
+        with adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+            with pytest.raises(RuntimeError, match="already applied"):
+                adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance)
+        adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance).remove()
+
+    def test_another_family(self):
+        config = Qwen2Config(
+            hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8
+        )
+        with pytest.raises(TypeError, match=r"Qwen2ForCausalLM.*supported are: llava_onevision"):
+            adatp.apply(Qwen2ForCausalLM(config))
+
+    def test_too_few_layers(self):
+        builtin = load_builtin(image_size=84, layers=14)
+        with pytest.raises(ValueError, match=r"14 decoder layers.*AdaTPConfig\(last="):
+            adatp.apply(builtin.model, builtin.processor, relevance=builtin.relevance)
+        config = adatp.AdaTPConfig(last=6)
+        adatp.apply(builtin.model, builtin.processor, config, relevance=builtin.relevance).remove()
+
+    @pytest.mark.parametrize(("impl", "error"), [("triton", RuntimeError), ("cuda", ValueError)])
+    def test_an_implementation_that_cannot_run(self, sdpa, impl, error):
+        with pytest.raises(error, match=impl):
+            adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance, impl=impl)
+
+    def test_a_cache_of_one_length(self, sdpa, inputs):
+        cache = StaticCache(config=sdpa.model.config.text_config, max_cache_len=200)
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+            with pytest.raises(TypeError, match=r"needs a DynamicCache.*StaticCache"):
+                sdpa.model(**inputs, past_key_values=cache)
+
+    def test_a_mask_of_four_dimensions(self, sdpa, inputs):
+        length = inputs["input_ids"].shape[1]
+        mask = torch.ones(1, 1, length, length, dtype=torch.bool).tril()
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+            with pytest.raises(ValueError, match="attention_mask must be"):
+                sdpa.model(**{**inputs, "attention_mask": mask})
+
+    def test_half_a_video(self, sdpa, inputs):
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+            with pytest.raises(ValueError, match="chunked prefill"):
+                sdpa.model(input_ids=inputs["input_ids"][:, :50])
+
+    def test_a_video_without_text_after_it(self, sdpa, inputs):
+        end = int((inputs["input_ids"][0] == sdpa.model.config.video_token_id).nonzero()[-1])
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, EVERYTHING):
+            with pytest.raises(ValueError, match="no text after its video"):
+                sdpa.model(
+                    input_ids=inputs["input_ids"][:, : end + 1], pixel_values_videos=inputs["pixel_values_videos"]
+                )
+
+    def test_placeholders_without_a_video(self, sdpa, inputs):
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, EVERYTHING):
+            with pytest.raises(ValueError, match="pass pixel_values_videos"):
+                sdpa.model(input_ids=inputs["input_ids"])
+
+    def test_a_report_before_the_first_run(self, sdpa):
+        with adatp.apply(sdpa.model, sdpa.processor, EVERYTHING) as pruned:
+            with pytest.raises(RuntimeError, match="run the model first"):
+                _ = pruned.report
+
+
+def test_a_cache_of_the_callers(sdpa):
+    inputs = make_inputs(sdpa, ["What is in the picture?"])
+    with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+        expected = sdpa.model(**inputs).logits
+        for cache in (DynamicCache(), DynamicCache(config=sdpa.model.config)):
+            assert torch.equal(sdpa.model(**inputs, past_key_values=cache).logits, expected)
+
+
+def test_features_encoded_beforehand(sdpa):
+    inputs = make_inputs(sdpa, ["What is in the picture?"])
+    with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance) as pruned:
+        expected = sdpa.model(**inputs).logits
+        report = pruned.report
+        pixels = inputs.pop("pixel_values_videos")
+        try:
+            features = sdpa.model.get_video_features(pixel_values_videos=pixels, return_dict=True)
+            outputs = sdpa.model(**inputs, mm_encoder_outputs={"video": features})
+        except TypeError:
+            pytest.skip("this transformers takes no mm_encoder_outputs")
+        assert torch.equal(outputs.logits, expected)
+        assert pruned.report == report

@@ -1,0 +1,187 @@
+"""A whole prefill: against the oracle on a model, and as tensor code on its own."""
+
+import oracle
+import pytest
+import torch
+from conftest import make_inputs
+from recompute import kept_tokens, prompt_embeds, recompute
+
+import adatp
+from adatp import prefill as prefill_module
+from adatp.prefill import Plan, Prefill, PromptLayout
+from adatp_kernels.select import FIXED, PADDING
+
+CONFIGS = {
+    "paper": adatp.AdaTPConfig(),
+    "p=2": adatp.AdaTPConfig(p=2.0),
+    "all segments significant": adatp.AdaTPConfig(tau_t=-1.0),
+    "no segment significant": adatp.AdaTPConfig(tau_t=1.0),
+    "no local debiasing": adatp.AdaTPConfig(local_debias=False),
+    "no segments": adatp.AdaTPConfig(segments=False, global_debias=False, local_debias=False),
+    "early and steep": adatp.AdaTPConfig(first=1, last=8, start_ratio=0.9, end_ratio=0.05, tau_s=0.5),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+def test_every_layer_keeps_what_the_oracle_keeps(small, config):
+    inputs = make_inputs(small, ["What is in the picture?"], frames=11, seed=5)
+    embeds = prompt_embeds(small.model, inputs)[0]
+    with torch.no_grad(), adatp.apply(small.model, small.processor, config, relevance=small.relevance) as pruned:
+        small.model(**inputs)
+    sample = pruned.report.samples[0]
+    n, c, layers = sample.frames, sample.tokens_per_frame, len(sample.kept)
+    begin = int((inputs["input_ids"][0] == small.model.config.video_token_id).nonzero()[0])
+    text = range(begin + n * c + 1, len(embeds))
+
+    states = small.model.model.vision_tower(inputs["pixel_values_videos"][0], output_hidden_states=True)
+    frames = small.relevance.frames(states.hidden_states[-1]).tolist()
+    question = small.relevance.text(["What is in the picture?"])[0].tolist()
+    if not config.global_debias:
+        frames = states.hidden_states[-1].mean(1).tolist()
+    ids = oracle.segments(frames, config.tau_s) if config.segments else [0] * n
+    similarity = [oracle.cosine(frame, question) for frame in frames]
+    chosen = oracle.significant(similarity, ids, config.tau_t)
+    if not config.global_debias:
+        chosen = [False] * len(chosen)
+    assert [(s.start, s.stop) for s in sample.segments] == [
+        (ids.index(s), n - ids[::-1].index(s)) for s in range(max(ids) + 1)
+    ]
+    assert [s.significant for s in sample.segments] == chosen
+
+    attentions = []
+    kept = kept_tokens(sample, len(embeds))
+    recompute(small.model, embeds, kept, attentions=attentions)
+    last = config.last or layers - 12
+    ratios = oracle.schedule(layers, config.p, config.first, last, config.start_ratio, config.end_ratio)
+    frames_of = [ids.count(s) for s in range(max(ids) + 1)]
+    for layer in range(config.first, last + 2):
+        attention, alive = attentions[layer - 1]
+        alive = alive.tolist()
+        rows = [alive.index(token) for token in text]
+        scores = attention[:, rows].double().mean((0, 1)).tolist()
+        visual = [begin <= token < begin + n * c for token in alive]
+        segment = [ids[(t - begin) // c] if v else FIXED for t, v in zip(alive, visual, strict=True)]
+        position = [(t - begin) % c if v else 0 for t, v in zip(alive, visual, strict=True)]
+        quota = oracle.quotas(ratios[layer], frames_of, chosen, c, config.alpha, config.gamma)
+        keep = oracle.select(scores, segment, position, quota, config.local_debias)
+        expected = [token for token, stays in zip(alive, keep, strict=True) if stays]
+        assert kept[layer].tolist() == expected, f"layer {layer}"
+    for layer in range(last + 1, layers):
+        assert torch.equal(kept[layer], kept[last + 1])
+
+
+def layout_of(frames, c, before, after, padding):
+    """One prompt: padding, text, a video of `frames`, a newline, text."""
+    visual = frames * c
+    frame = [PADDING] * padding + [FIXED] * before + [i // c for i in range(visual)] + [FIXED] * after
+    position = [0] * (padding + before) + [i % c for i in range(visual)] + [0] * after
+    text = [False] * (padding + before + visual + 1) + [True] * (after - 1)
+    return frame, position, text
+
+
+@pytest.fixture
+def layout():
+    """Two prompts of 60 tokens with 5 frames of 9 tokens, the second padded on the left."""
+    columns = zip(layout_of(5, 9, 4, 11, 0), layout_of(5, 9, 2, 8, 5), strict=True)
+    frame, position, text = (torch.tensor(pair) for pair in columns)
+    return PromptLayout(frame, position, text, frames=5, tokens_per_frame=9)
+
+
+def run(prefill, layout, device):
+    """All cuts on random tensors; the tokens after each."""
+    torch.manual_seed(0)
+    length = layout.frame.shape[1]
+
+    def random(*shape):
+        return torch.randn(*shape).to(device)
+
+    tokens = prefill.tokens(random(2, length, 6), random(1, length, 4), random(1, length, 4))
+    after = []
+    for layer in prefill.cuts:
+        rows = prefill.rows(tokens).shape[1]
+        tokens = prefill.cut(layer, tokens, random(2, 4, rows, 4), random(2, 2, tokens.width, 4), 0.5)
+        after.append(tokens)
+    return after
+
+
+def make(layout, device="cpu", **settings):
+    torch.manual_seed(1)
+    features = torch.randn(2, 5, 8)
+    features[:, 1] = features[:, 0]
+    config = adatp.AdaTPConfig(last=4, **settings)
+    return Prefill(config, 12, layout, features.to(device), torch.rand(2, 5).sub(0.4).to(device))
+
+
+def test_what_travels_with_a_token_stays_with_it(layout):
+    prefill = make(layout)
+    first, *_, last = after = run(prefill, layout, "cpu")
+    torch.manual_seed(0)
+    hidden, cos, sin = torch.randn(2, 60, 6), torch.randn(1, 60, 4), torch.randn(1, 60, 4)
+    assert last.width < first.width < 60
+    for tokens in after:
+        for b in range(2):
+            real = tokens.origin[b, tokens.padding[b] :]
+            assert real.diff().min() > 0, "order is kept"
+            assert torch.equal(tokens.hidden[b, tokens.padding[b] :], hidden[b, real])
+            assert torch.equal(tokens.cos[b, tokens.padding[b] :], cos[0, real])
+            assert torch.equal(tokens.sin[b, tokens.padding[b] :], sin[0, real])
+            assert torch.equal(tokens.position[b, tokens.padding[b] :], layout.position[b, real])
+            fixed = (layout.frame[b] == FIXED).nonzero().flatten()
+            assert set(fixed.tolist()) <= set(real.tolist()), "text and newline always stay"
+            assert (tokens.segment[b, : tokens.padding[b]] == PADDING).all()
+
+
+def test_rows_always_point_at_the_text_after_the_video(layout):
+    prefill = make(layout)
+    for tokens in run(prefill, layout, "cpu"):
+        rows = prefill.rows(tokens)
+        for b in range(2):
+            found = tokens.origin[b, rows[b][rows[b] >= 0]].sort().values
+            assert torch.equal(found, layout.text[b].nonzero().flatten())
+
+
+def test_counts_follow_from_the_first_cut(layout):
+    prefill = make(layout)
+    after = run(prefill, layout, "cpu")
+    for k, tokens in enumerate(after):
+        for b in range(2):
+            living = tokens.segment[b][tokens.segment[b] >= 0].bincount(minlength=5)
+            assert torch.equal(living, prefill.plan.kept[b, k])
+            assert tokens.counts[b] == living.sum() + (layout.frame[b] == FIXED).sum()
+
+
+def test_the_device_is_read_once(layout, monkeypatch):
+    """Meta tensors have no data, so any read of the device but the one replaced here raises."""
+    host = make(layout)
+    expected = run(host, layout, "cpu")
+    reads = []
+
+    def read(self, keep, segment):
+        reads.append(keep.device.type)
+        return host.plan
+
+    monkeypatch.setattr(Prefill, "_read", read)
+    after = run(make(layout, "meta"), layout, "meta")
+    assert reads == ["meta"]
+    assert [t.hidden.shape for t in after] == [t.hidden.shape for t in expected]
+    assert after[-1].hidden.device.type == "meta"
+
+
+def test_the_one_read_is_one_transfer(layout, monkeypatch):
+    transfers = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: transfers.append(self.shape) or cpu(self))
+    prefill = make(layout)
+    run(prefill, layout, "cpu")
+    assert len(transfers) == 1
+    assert isinstance(prefill.plan, Plan)
+
+
+def test_a_cut_that_drops_nothing_moves_nothing(layout, monkeypatch):
+    prefill = make(layout, start_ratio=1.0, end_ratio=1.0, alpha=1.0, local_debias=False, global_debias=True, tau_t=1.0)
+    calls = []
+    compact = prefill_module.compact
+    monkeypatch.setattr(prefill_module, "compact", lambda *a, **k: calls.append(1) or compact(*a, **k))
+    after = run(prefill, layout, "cpu")
+    assert len(calls) == 1, "only the first cut, which nobody knows the counts of"
+    assert {t.width for t in after} == {60}
