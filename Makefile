@@ -1,5 +1,6 @@
 # make demo   sets up .venv and answers a question about a real video, pruned and unpruned side by side
 # make test   sets up .venv and runs the tests; TRANSFORMERS=5.17.0 runs them on that version, in a .venv of its own
+# make bench  sets up .venv and times pruning beside what it saves
 # make lint   sets up .venv and runs ruff and mypy
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ READY := $(VENV)/ready
 
 QUESTION ?= What happens in the street?
 
-.PHONY: demo test lint clean
+.PHONY: demo test bench lint clean
 
 demo: $(READY)
 	@echo "== demo: a question about a 10 s street video, with AdaTP and without"
@@ -19,6 +20,10 @@ demo: $(READY)
 test: $(READY)
 	@echo "== test: $$($(BIN)/python -c 'import torch, transformers as t; print("torch", torch.__version__, "transformers", t.__version__)')"
 	$(BIN)/python -m pytest
+
+bench: $(READY)
+	@echo "== bench: medians of one run; every number in brackets is a ratio to the fastest of its table"
+	$(BIN)/python -m pytest bench/bench_pruning.py --benchmark-columns=median,iqr,rounds --benchmark-sort=mean -q
 
 lint: $(READY)
 	@echo "== lint: ruff and mypy"
