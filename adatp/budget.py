@@ -55,17 +55,17 @@ def quotas(
     # chosen = 0 leaves boost unused, rest = 0 leaves others unused; both divisions are kept finite
     boost = (n / chosen.clamp(min=1) * config.gamma).clamp(max=config.alpha)
     others = ((n - boost * chosen) / rest.clamp(min=1)).clamp(min=0)
+    total = torch.where((chosen > 0) & (rest == 0), boost * n, n)  # exact where the sum of the shares would carry noise
     share = torch.where(significant, boost, torch.where(chosen > 0, others, torch.ones_like(n)))  # [B, S]
-    exact = share * size * tokens_per_frame
-    ratio = torch.tensor(ratios, dtype=torch.float64).to(frames.device, non_blocking=True)
-    exact = exact[:, None, :] * ratio[None, :, None]
-    return _largest_remainder(exact)
+    ratio = torch.tensor(ratios, dtype=torch.float64).to(frames.device, non_blocking=True)[:, None]  # [K, 1]
+    exact = (share * size * tokens_per_frame)[:, None, :] * ratio
+    return _largest_remainder(exact, (total * tokens_per_frame)[:, None, :] * ratio)
 
 
-def _largest_remainder(exact: Tensor) -> Tensor:
-    """`[..., S]` float64 to int64 of the same rounded sum."""
+def _largest_remainder(exact: Tensor, total: Tensor) -> Tensor:
+    """`[..., S]` float64 and their `[..., 1]` sum to int64 that add up to the rounded sum."""
     whole = exact.floor()
-    missing = round_half_up(exact.sum(-1, keepdim=True)) - whole.sum(-1, keepdim=True)
+    missing = round_half_up(total) - whole.sum(-1, keepdim=True)
     remainder = exact - whole
     rank = remainder.neg().argsort(dim=-1, stable=True).argsort(dim=-1)
     return (whole + (rank < missing)).long()

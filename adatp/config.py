@@ -61,7 +61,7 @@ class AdaTPConfig:
             ValueError: the model has too few layers for the schedule.
         """
         last = layers - 12 if self.last is None else self.last
-        if self.last is None and last <= self.first:
+        if self.last is None and (layers <= 14 or last < self.first):
             raise ValueError(
                 f"the model has {layers} decoder layers, too few for the default schedule (layers {self.first} to "
                 f"N - 12); set AdaTPConfig(last=...) to a layer from {self.first} to {layers - 1}"

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity
 
 
 def partition(features: Tensor, tau_s: float) -> Tensor:
@@ -15,8 +14,11 @@ def partition(features: Tensor, tau_s: float) -> Tensor:
     Returns:
         `[B, n]` int64, counted from 0 in every sample.
     """
-    features = features.float()
-    similar = cosine_similarity(features[:, :-1], features[:, 1:], dim=-1) >= tau_s
+    features = features.double()
+    square = features.square().sum(-1)
+    # the root of a product, not the product of roots: so equal frames have a cosine of exactly 1
+    norms = (square[:, :-1] * square[:, 1:]).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    similar = (features[:, :-1] * features[:, 1:]).sum(-1) / norms >= tau_s
     return torch.nn.functional.pad((~similar).long().cumsum(1), (1, 0))
 
 
@@ -27,5 +29,8 @@ def frames_per_segment(segment_of_frame: Tensor) -> Tensor:
 
 def mean_per_segment(values: Tensor, segment_of_frame: Tensor) -> Tensor:
     """`[B, n]` float values per frame to their `[B, n]` means per segment; slots past the last segment hold 0."""
-    total = torch.zeros_like(values).scatter_add_(1, segment_of_frame, values)
+    slots = torch.arange(values.shape[1], device=values.device)
+    member = segment_of_frame[:, :, None] == slots  # [B, n, S]
+    # a sum over frames, not a scatter: on a GPU that would add in an order of its own
+    total = torch.where(member, values[:, :, None], 0).sum(1)
     return total / frames_per_segment(segment_of_frame).clamp(min=1)

@@ -18,7 +18,7 @@ def compact(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor], *, i
     Args:
         keep: `[B, L]` bool.
         counts: kept tokens of each sample, `keep[b].sum()`, known on the host.
-        tensors: each `[B, L, ...]`, any dtype.
+        tensors: each `[B, L, ...]`, of a floating or a signed integer dtype.
         impl: see `adatp_kernels.dispatch`.
 
     Returns:

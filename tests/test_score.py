@@ -1,0 +1,348 @@
+import oracle
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import adatp_kernels.score as score_module
+from adatp_kernels.score import score
+
+NAN = float("nan")
+
+
+def measured(query, key, rows, columns, scale, first_key=None):
+    """The oracle on tensors, in fp64: `[B, stop - start]`."""
+    first = [0] * len(rows) if first_key is None else first_key.tolist()
+    samples = zip(query.double().tolist(), key.double().tolist(), rows.tolist(), first, strict=True)
+    result = [oracle.score(q, k, r, columns, scale, f) for q, k, r, f in samples]
+    return torch.tensor(result, dtype=torch.float64).view(len(rows), columns[1] - columns[0])
+
+
+def make(batch=1, heads=2, groups=1, count=3, length=17, dim=4, *, seed=0, spread=2.0, dtype=torch.float32):
+    """Random queries and keys; the rows are the last ones of the sequence, as a prompt's text is."""
+    generator = torch.Generator().manual_seed(seed)
+    query = (torch.randn(batch, heads, count, dim, generator=generator) * spread).to(dtype)
+    key = torch.randn(batch, groups, length, dim, generator=generator).to(dtype)
+    rows = torch.arange(length - count, length).clamp(min=0).expand(batch, -1)
+    return query, key, rows
+
+
+def assert_close(got, want, tolerance=2e-6):
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=1e-9)
+
+
+@st.composite
+def problems(draw):
+    batch, groups, shared = draw(st.integers(1, 3)), draw(st.integers(1, 2)), draw(st.sampled_from([1, 2, 7]))
+    count, length, dim = draw(st.integers(0, 4)), draw(st.integers(1, 12)), draw(st.integers(1, 4))
+    start = draw(st.integers(0, length))
+    stop = draw(st.integers(start, length))
+    query, key, _ = make(batch, groups * shared, groups, count, length, dim, seed=draw(st.integers(0, 99)))
+    first = draw(st.lists(st.integers(0, length - 1), min_size=batch, max_size=batch))
+    rows = [[draw(st.one_of(st.just(-1), st.integers(f, length - 1))) for _ in range(count)] for f in first]
+    rows = torch.tensor(rows, dtype=torch.int64).view(batch, count)
+    return query, key, rows, (start, stop), dim**-0.5, torch.tensor(first)
+
+
+@settings(deadline=None, max_examples=200)
+@given(problems())
+def test_same_scores_as_a_full_softmax(problem):
+    query, key, rows, columns, scale, first_key = problem
+    got = score(query, key, rows, columns, scale=scale, first_key=first_key)
+    assert_close(got, measured(*problem))
+
+
+@settings(deadline=None, max_examples=100)
+@given(problems())
+def test_keys_that_no_row_attends_to_score_zero_and_may_hold_garbage(problem):
+    query, key, rows, columns, scale, first_key = problem
+    clean = score(query, key, rows, columns, scale=scale, first_key=first_key)
+    query, key = query.clone(), key.clone()
+    index = torch.arange(key.shape[2])
+    last = rows.amax(1) if rows.shape[1] else torch.full((len(rows),), -1)
+    unseen = (index < first_key[:, None]) | (index > last[:, None])
+    key.masked_fill_(unseen[:, None, :, None], NAN)
+    query.masked_fill_((rows < 0)[:, None, :, None], NAN)
+    dirty = score(query, key, rows, columns, scale=scale, first_key=first_key)
+    assert torch.equal(dirty, clean)
+    assert (dirty[unseen[:, columns[0] : columns[1]]] == 0).all()
+
+
+@settings(deadline=None, max_examples=100)
+@given(problems())
+def test_over_all_keys_the_scores_of_a_sample_add_up_to_one(problem):
+    query, key, rows, _, scale, first_key = problem
+    total = score(query, key, rows, (0, key.shape[2]), scale=scale, first_key=first_key).sum(1)
+    torch.testing.assert_close(total, (rows >= 0).any(1).float())
+
+
+@pytest.mark.parametrize("count", [1, 3, 63])
+@pytest.mark.parametrize("length", [1, 17, 403])
+def test_odd_sizes(count, length):
+    query, key, rows = make(heads=2, groups=1, count=count, length=length, dim=2)
+    columns = (length // 5, length - length // 7)
+    assert_close(score(query, key, rows, columns, scale=0.7), measured(query, key, rows, columns, 0.7))
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 4), (4, 2), (14, 2), (7, 1)])
+def test_query_heads_read_their_own_key_head(heads, groups):
+    query, key, rows = make(batch=2, heads=heads, groups=groups, count=5, length=23)
+    assert_close(score(query, key, rows, (2, 19), scale=0.5), measured(query, key, rows, (2, 19), 0.5))
+
+
+def test_a_row_attends_to_itself_and_to_nothing_after_it():
+    key = torch.zeros(1, 1, 4, 2)
+    got = score(torch.ones(1, 1, 1, 2), key, torch.tensor([[1]]), (0, 4), scale=1.0)
+    assert got.tolist() == [[0.5, 0.5, 0.0, 0.0]]
+
+
+def test_left_padding_ends_at_the_first_key():
+    key = torch.zeros(1, 1, 4, 2)
+    got = score(torch.ones(1, 1, 1, 2), key, torch.tensor([[2]]), (0, 4), scale=1.0, first_key=torch.tensor([1]))
+    assert got.tolist() == [[0.0, 0.5, 0.5, 0.0]]
+
+
+def test_mean_over_rows_and_heads_each_normalised_on_its_own():
+    # rows 0 and 3 over equal keys: probabilities 1 and 1/4
+    got = score(torch.ones(1, 2, 2, 1), torch.zeros(1, 1, 4, 1), torch.tensor([[0, 3]]), (0, 4), scale=1.0)
+    assert got.tolist() == [[0.625, 0.125, 0.125, 0.125]]
+
+
+def test_rows_not_in_use_do_not_count_in_the_mean():
+    query, key, rows = make(count=3, length=9)
+    padded = torch.cat([rows[:, :1], torch.full((1, 2), -1), rows[:, 1:]], 1)
+    wide = torch.cat([query[:, :, :1], torch.full((1, 2, 2, 4), NAN), query[:, :, 1:]], 2)
+    torch.testing.assert_close(
+        score(wide, key, padded, (0, 9), scale=0.5), score(query, key, rows, (0, 9), scale=0.5), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_a_sample_without_rows_scores_zero_beside_one_with_rows():
+    query, key, rows = make(batch=2)
+    rows = torch.stack([torch.full((3,), -1), rows[1]])
+    got = score(query, key, rows, (1, 12), scale=0.5)
+    assert got[0].tolist() == [0.0] * 11
+    assert_close(got, measured(query, key, rows, (1, 12), 0.5))
+
+
+def test_no_row_at_all():
+    query, key, rows = make(count=0)
+    assert score(query, key, rows, (0, 17), scale=1.0).tolist() == [[0.0] * 17]
+
+
+def test_no_key_at_all():
+    query, key, _ = make(length=0)
+    rows = torch.full((1, 3), -1)
+    assert score(query, key, rows, (0, 0), scale=1.0).shape == (1, 0)
+
+
+@pytest.mark.parametrize("at", [0, 5, 17])
+def test_no_column(at):
+    query, key, rows = make()
+    assert score(query, key, rows, (at, at), scale=1.0).shape == (1, 0)
+
+
+def test_a_column_slice_is_a_slice_of_all_columns():
+    query, key, rows = make(count=6, length=31)
+    assert torch.equal(
+        score(query, key, rows, (4, 20), scale=0.5), score(query, key, rows, (0, 31), scale=0.5)[:, 4:20]
+    )
+
+
+def test_left_padding_changes_no_score():
+    """A sample scores alike alone and in a batch where it is padded with garbage."""
+    query, key, rows = make(batch=3, heads=4, groups=2, count=3, length=20, seed=5)
+    first_key = torch.tensor([0, 7, 13])
+    for b, first in enumerate(first_key.tolist()):
+        key[b, :, :first] = NAN
+    got = score(query, key, rows, (0, 20), scale=0.5, first_key=first_key)
+    for b, first in enumerate(first_key.tolist()):
+        own = slice(b, b + 1)
+        alone = score(query[own], key[own, :, first:], rows[own] - first, (0, 20 - first), scale=0.5)
+        torch.testing.assert_close(got[own, first:], alone, rtol=1e-6, atol=1e-9)
+        assert (got[b, :first] == 0).all()
+
+
+def test_no_first_key_is_first_key_zero():
+    query, key, rows = make(batch=2)
+    zero = torch.zeros(2, dtype=torch.int64)
+    assert torch.equal(
+        score(query, key, rows, (0, 17), scale=0.5), score(query, key, rows, (0, 17), scale=0.5, first_key=zero)
+    )
+
+
+def test_large_logits_do_not_overflow():
+    query, key, rows = make(count=4, length=30, spread=500.0)
+    assert_close(score(query, key, rows, (0, 30), scale=1.0), measured(query, key, rows, (0, 30), 1.0), 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_low_precision_logits_beyond_its_range(dtype):
+    query = torch.tensor([[[[300.0], [300.0]]]], dtype=dtype)
+    key = torch.tensor([[[[300.0], [301.0], [300.0]]]], dtype=dtype)  # products of 90000, above fp16's 65504
+    rows = torch.tensor([[1, 2]])
+    assert_close(score(query, key, rows, (0, 3), scale=0.01), measured(query, key, rows, (0, 3), 0.01), 1e-4)
+
+
+def eager(query, key, rows, columns, scale):
+    """The model's own eager attention in the inputs' precision, softmax in fp32, sliced and averaged."""
+    repeats = query.shape[1] // key.shape[1]
+    key = key.repeat_interleave(repeats, 1)
+    hidden = torch.arange(key.shape[2]) > rows[:, None, :, None]
+    logits = (query @ key.transpose(2, 3) * scale).masked_fill(hidden, torch.finfo(query.dtype).min)
+    probability = logits.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return probability[..., columns[0] : columns[1]].mean((1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("length", [17, 403])
+def test_no_less_accurate_than_eager_attention(dtype, length):
+    columns, scale = (3, length - 5), 16**-0.5
+    problem = make(heads=4, groups=2, count=7, length=length, dim=16, dtype=dtype)
+    want = measured(*problem, columns, scale)
+    error = (score(*problem, columns, scale=scale).double() - want).abs().max()
+    rounding = torch.finfo(torch.float32).eps * want.max()
+    assert error <= (eager(*problem, columns, scale).double() - want).abs().max() + rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_accumulated_in_fp32_whatever_the_inputs(dtype):
+    problem = make(heads=4, groups=2, count=5, length=41, dim=8, dtype=dtype)
+    assert_close(score(*problem, (3, 36), scale=0.35), measured(*problem, (3, 36), 0.35))
+
+
+def test_non_contiguous_inputs():
+    query, key, rows = make(batch=2, heads=4, groups=2, count=5, length=23, dim=6)
+    want = score(query, key, rows.contiguous(), (1, 20), scale=0.4)
+    # [B, T, H, D] and [B, L, G, D] in memory, as projections leave them, and keys cut out of a longer cache
+    strided_query = query.transpose(1, 2).contiguous().transpose(1, 2)
+    cache = torch.full((2, 2, 50, 12), NAN)
+    cache[:, :, 5:28, ::2] = key
+    strided_rows = torch.stack([rows, rows], -1)[..., 0]
+    got = score(strided_query, cache[:, :, 5:28, ::2], strided_rows, (1, 20), scale=0.4)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
+
+
+def test_inputs_are_left_alone():
+    query, key, rows = make()
+    before = query.clone(), key.clone(), rows.clone()
+    score(query, key, rows, (2, 9), scale=0.5, first_key=torch.tensor([1]))
+    assert all(torch.equal(a, b) for a, b in zip((query, key, rows), before, strict=True))
+
+
+def test_same_bits_twice():
+    query, key, rows = make(batch=2, heads=14, groups=2, count=63, length=403, dim=8)
+    assert torch.equal(score(query, key, rows, (3, 395), scale=0.35), score(query, key, rows, (3, 395), scale=0.35))
+
+
+@pytest.mark.parametrize("elements", [1, 200, 2 * 4 * 40, 2 * 4 * 40 * 3, 2 * 4 * 40 * 7])
+def test_the_chunk_size_of_the_rows_changes_nothing(monkeypatch, elements):
+    query, key, rows = make(batch=2, heads=4, groups=2, count=7, length=40, dim=6, seed=3)
+    rows = rows.clone()
+    rows[0, 2:5], rows[1, 6] = -1, -1
+    first_key = torch.tensor([0, 11])
+    whole = score(query, key, rows, (5, 33), scale=0.4, first_key=first_key)
+    monkeypatch.setattr(score_module, "BUFFER_ELEMENTS", elements)
+    chunked = score(query, key, rows, (5, 33), scale=0.4, first_key=first_key)
+    torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-7)
+    assert_close(chunked, measured(query, key, rows, (5, 33), 0.4, first_key))
+
+
+class Largest(TorchDispatchMode):
+    """The most elements that any tensor had that an operation put out."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in torch.utils._pytree.tree_leaves(result):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+def test_largest_sees_a_buffer():
+    with Largest() as seen:
+        torch.zeros(30, 1) @ torch.zeros(1, 40)
+    assert seen.elements == 1200
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 2])
+def test_neither_the_attention_map_nor_all_rows_of_all_heads_exist(monkeypatch, rows_at_once):
+    heads, groups, count, length, dim = 4, 2, 8, 64, 2
+    monkeypatch.setattr(score_module, "BUFFER_ELEMENTS", rows_at_once * heads * length)
+    query, key, rows = make(1, heads, groups, count, length, dim)
+    with Largest() as seen:
+        score(query, key, rows, (5, 50), scale=0.7)
+    assert seen.elements < min(length * length, heads * count * length)
+    assert seen.elements <= max(rows_at_once * heads * length, groups * length * dim, count * heads * dim)
+
+
+@pytest.mark.parametrize(
+    ("heads", "groups", "dim", "length", "count"), [(14, 2, 64, 6273 + 113, 100), (28, 4, 128, 6273 + 130, 120)]
+)
+def test_buffers_at_real_sizes(heads, groups, dim, length, count):
+    """On the meta device, where there is also no value that the host could read."""
+    query = torch.empty(1, heads, count, dim, device="meta")
+    key = torch.empty(1, groups, length, dim, device="meta")
+    rows = torch.empty(1, count, dtype=torch.int64, device="meta")
+    first_key = torch.empty(1, dtype=torch.int64, device="meta")
+    with Largest() as seen:
+        result = score(query, key, rows, (14, 14 + 6272), scale=dim**-0.5, first_key=first_key)
+    assert result.shape == (1, 6272)
+    assert seen.elements <= max(score_module.BUFFER_ELEMENTS, key.numel())
+    assert seen.elements < min(length * length, heads * count * length)
+
+
+GOOD = {
+    "query": torch.zeros(2, 4, 3, 8),
+    "key": torch.zeros(2, 2, 10, 8),
+    "rows": torch.full((2, 3), 9),
+    "columns": (1, 7),
+    "scale": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "named"),
+    [
+        ({"query": torch.zeros(4, 3, 8)}, "query"),
+        ({"query": torch.zeros(1, 4, 3, 8)}, "query"),
+        ({"query": torch.zeros(2, 4, 3, 7)}, "query"),
+        ({"query": torch.zeros(2, 5, 3, 8)}, "query"),
+        ({"query": torch.zeros(2, 1, 3, 8)}, "query"),
+        ({"key": torch.zeros(2, 10, 8)}, "key"),
+        ({"key": torch.zeros(2, 3, 10, 8)}, "key"),
+        ({"rows": torch.full((2, 4), 9)}, "rows"),
+        ({"rows": torch.full((1, 3), 9)}, "rows"),
+        ({"rows": torch.full((3,), 9)}, "rows"),
+        ({"columns": (-1, 5)}, "columns"),
+        ({"columns": (5, 4)}, "columns"),
+        ({"columns": (0, 11)}, "columns"),
+        ({"columns": (11, 11)}, "columns"),
+        ({"first_key": torch.tensor([0])}, "first_key"),
+        ({"first_key": torch.zeros(2, 1, dtype=torch.int64)}, "first_key"),
+        ({"impl": "nonsense"}, "impl"),
+        ({"impl": "Reference"}, "impl"),
+    ],
+)
+def test_wrong_arguments_are_named(wrong, named):
+    with pytest.raises(ValueError, match=rf"\b{named}\b"):
+        score(**{**GOOD, **wrong})
+
+
+def test_triton_never_becomes_the_reference():
+    with pytest.raises(RuntimeError, match="triton"):
+        score(**GOOD, impl="triton")
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference"])
+def test_names_of_the_reference(impl):
+    query, key, rows = make()
+    assert torch.equal(
+        score(query, key, rows, (0, 9), scale=1.0, impl=impl), score(query, key, rows, (0, 9), scale=1.0)
+    )
