@@ -83,7 +83,6 @@ class PrunedForward:
         warnings.warn(note, NoRelevanceWarning, stacklevel=2)
         return False
 
-    @torch.no_grad()
     def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Before decoder layer `index`: cut its input, and give it what belongs to the tokens that are left.
 
@@ -134,6 +133,7 @@ class PrunedForward:
             past_key_values=None,
         )
 
+    @torch.no_grad()
     def _text_queries(self, index: int, prefill: Prefill, tokens: Tokens) -> Tensor:
         rows = prefill.rows(tokens).clamp(min=0)  # [B, T]
         hidden, cos, sin = (

@@ -6,8 +6,8 @@ the layer runs.
 """
 
 import functools
+import threading
 import warnings
-from contextvars import ContextVar
 from typing import Any
 
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Pruned:
         self._tokenizer = tokenizer
         self._impl = impl
         self._report: PruningReport | None = None
-        self._active: ContextVar[PrunedForward | None] = ContextVar("adatp_forward", default=None)
+        self._local = threading.local()  # the forward of each thread
         self._install()
 
     @property
@@ -68,6 +68,14 @@ class Pruned:
         if self._report is None:
             raise RuntimeError("there is no report yet: run the model first")
         return self._report
+
+    @property
+    def _active(self) -> PrunedForward | None:
+        return getattr(self._local, "forward", None)
+
+    @_active.setter
+    def _active(self, forward: PrunedForward | None) -> None:
+        self._local.forward = forward
 
     def remove(self) -> None:
         """Leave the model as it was before `apply`. Removing twice does nothing."""
@@ -104,9 +112,8 @@ class Pruned:
         @functools.wraps(encode)
         def get_video_features(*args: Any, **kwargs: Any) -> Any:
             outputs = encode(*args, **kwargs)
-            forward = self._active.get()
-            if forward is not None:
-                forward.features = outputs
+            if self._active is not None:
+                self._active.features = outputs
             return outputs
 
         body.get_video_features = get_video_features
@@ -114,7 +121,7 @@ class Pruned:
 
     def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the body: find the video. Reads the prompt's ids, before any of the prefill is queued."""
-        self._active.set(None)
+        self._active = None
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
             return  # a continuation: its prompt was pruned, its new tokens are not
@@ -131,12 +138,16 @@ class Pruned:
         if attention not in SUPPORTED_ATTENTION:
             raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
         mask = kwargs.get("attention_mask")
-        if mask is not None and mask.ndim != 2:
-            raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
-        layout = self._family.layout(input_ids, None if mask is None else mask.cpu())
+        if mask is not None:
+            if mask.ndim != 2:
+                raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
+            mask = mask.cpu().bool()
+            if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+                raise ValueError("attention_mask must be padded on the left only; set padding_side='left'")
+        layout = self._family.layout(input_ids, mask)
         features = (kwargs.get("mm_encoder_outputs") or {}).get("video")
         questions = None if self.relevance is None else self._questions(input_ids, layout)
-        self._active.set(PrunedForward(self._family, self.config, layout, features, questions, self._impl))
+        self._active = PrunedForward(self._family, self.config, layout, features, questions, self._impl)
 
     def _questions(self, input_ids: Tensor, layout: PromptLayout) -> list[str]:
         batch = input_ids.shape[0]
@@ -149,14 +160,13 @@ class Pruned:
         return [q for q in self.question for _ in range(batch // len(self.question))]  # as beams are laid out
 
     def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        forward = self._active.get()
-        if forward is not None:
-            forward.begin(self.relevance)
+        if self._active is not None:
+            self._active.begin(self.relevance)
 
     def _on_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        forward = self._active.get()
+        forward = self._active
         hidden = args[0] if args else kwargs["hidden_states"]
         if forward is None:
             return self._continue(index, hidden, args, kwargs)
@@ -178,8 +188,7 @@ class Pruned:
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the body, whether it returned or raised."""
-        forward = self._active.get()
-        self._active.set(None)
+        forward, self._active = self._active, None
         if forward is not None and output is not None:
             self._report = forward.report()
 
@@ -243,6 +252,13 @@ def _load_relevance(relevance: Relevance | str | None, family: Family, model: An
         return None
     if isinstance(relevance, str):
         checkpoint = family.siglip if relevance == "auto" else relevance
+        if checkpoint is None:
+            warnings.warn(
+                f"no SigLIP is known for this vision tower: {consequence}. Pass relevance=PATH to a SigLIP checkpoint",
+                NoRelevanceWarning,
+                stacklevel=3,
+            )
+            return None
         try:
             loaded = Relevance.from_pretrained(checkpoint, family.tower_layers, device=model.device, dtype=model.dtype)
         except (OSError, ImportError) as error:

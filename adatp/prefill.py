@@ -186,20 +186,7 @@ class Prefill:
             self.origins[layer] = tokens.origin
             return tokens  # every quota is above what lives: nothing goes
 
-        start, stop = self._columns(tokens)
-        padding = torch.tensor(tokens.padding).to(key.device, non_blocking=True) if any(tokens.padding) else None
-        scores = score(query, key, self.rows(tokens), (start, stop), scale=scale, first_key=padding, impl=self.impl)
-        keep = tokens.segment != PADDING
-        keep[:, start:stop] = select(
-            scores,
-            tokens.segment[:, start:stop],
-            tokens.position[:, start:stop],
-            quota,
-            positions=self.layout.tokens_per_frame,
-            # after the first cut no position occurs twice in a segment
-            deduplicate=self.config.local_debias and self.plan is None,
-            impl=self.impl,
-        )
+        keep = self._keep(tokens, query, key, scale, quota)
         if self.plan is None:
             self.plan = self._read(keep, tokens.segment)
         visual = _ints(self.plan.kept[:, k].sum(1))
@@ -217,6 +204,25 @@ class Prefill:
             tokens,
             hidden=hidden, cos=cos, sin=sin, segment=segment, position=position, origin=origin, counts=counts,
         )  # fmt: skip
+
+    @torch.no_grad()
+    def _keep(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float, quota: Tensor) -> Tensor:
+        """`[B, W]` bool: what stays of `tokens`."""
+        start, stop = self._columns(tokens)
+        padding = torch.tensor(tokens.padding).to(key.device, non_blocking=True) if any(tokens.padding) else None
+        scores = score(query, key, self.rows(tokens), (start, stop), scale=scale, first_key=padding, impl=self.impl)
+        keep = tokens.segment != PADDING
+        keep[:, start:stop] = select(
+            scores,
+            tokens.segment[:, start:stop],
+            tokens.position[:, start:stop],
+            quota,
+            positions=self.layout.tokens_per_frame,
+            # after the first cut no position occurs twice in a segment
+            deduplicate=self.config.local_debias and self.plan is None,
+            impl=self.impl,
+        )
+        return keep
 
     def _columns(self, tokens: Tokens) -> tuple[int, int]:
         """The smallest range of `tokens` with every sample's prunable tokens in it."""

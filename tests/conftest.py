@@ -3,6 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from flash import use_flash
 from sample_video import sample_video
 
 from adatp.builtin import load_builtin
@@ -37,10 +38,14 @@ def make_inputs(builtin, questions, frames: int = 10, seed: int = 0):
     return builtin.processor(text=prompts, videos=clips, return_tensors="pt", padding=True)
 
 
-@pytest.fixture(scope="session", params=["eager", "sdpa"])
+@pytest.fixture(scope="session", params=["eager", "sdpa", "flash"])
 def small(request):
     """The built-in model at 84 pixels: 9 tokens a frame; 16 decoder layers, cuts before layers 2 to 5."""
-    return load_builtin(image_size=84, layers=16, attention=request.param)
+    if request.param != "flash":
+        return load_builtin(image_size=84, layers=16, attention=request.param)
+    builtin = load_builtin(image_size=84, layers=16)
+    use_flash(builtin.model)
+    return builtin
 
 
 @pytest.fixture(scope="session")

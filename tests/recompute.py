@@ -18,7 +18,6 @@ def kept_tokens(sample: Sample, prompt: int, padding: int = 0) -> list[Tensor]:
     return result
 
 
-@torch.no_grad()
 def recompute(model, embeds: Tensor, kept: list[Tensor], padding: int = 0, attentions: list | None = None) -> Tensor:
     """Logits of the last text and of every generated token.
 

@@ -15,6 +15,7 @@ def embeds_of(model, prompt, tokens):
     return torch.cat([prompt, model.get_input_embeddings()(tokens)])
 
 
+@torch.no_grad()
 def check_sequence(model, prompt, sample, tokens, logits, padding=0):
     """`logits` `[t, V]` of `tokens` `[t]`, generated after the prompt `[L, D]`."""
     kept = kept_tokens(sample, len(prompt), padding)
@@ -106,8 +107,8 @@ def test_follow_up_on_the_kept_cache(small):
         report = pruned.report
         second = small.model(input_ids=follow_up, past_key_values=first.past_key_values)
         assert pruned.report is report, "a continuation leaves the report alone"
-    kept = kept_tokens(report.samples[0], len(prompt))
-    again = recompute(small.model, embeds_of(small.model, prompt, follow_up[0]), kept)
+        kept = kept_tokens(report.samples[0], len(prompt))
+        again = recompute(small.model, embeds_of(small.model, prompt, follow_up[0]), kept)
     torch.testing.assert_close(second.logits[0], again[-follow_up.shape[1] :], **CLOSE)
 
 

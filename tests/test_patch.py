@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from conftest import make_clip, make_inputs
+from recompute import kept_tokens, prompt_embeds, recompute
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCache
 
 import adatp
@@ -99,7 +100,7 @@ class TestRemove:
             assert torch.equal(small.model(**inputs).logits, expected)
 
     def test_only_this_instance_changes(self, small, inputs):
-        other = load_builtin(image_size=84, layers=16, attention=small.model.config._attn_implementation)
+        other = load_builtin(image_size=84, layers=16)
         with torch.no_grad():
             plain = other.model(**inputs).logits
             with adatp.apply(small.model, small.processor, relevance=small.relevance):
@@ -138,6 +139,39 @@ class TestPassThrough:
         with torch.no_grad(), adatp.apply(small.model, small.processor, relevance=small.relevance) as pruned:
             small.model(inputs_embeds=embeds)
         assert "inputs_embeds" in pruned.report.reason
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype):
+    builtin = load_builtin(image_size=84, layers=16)
+    model, relevance = builtin.model.to(dtype), builtin.relevance.to(dtype)
+    inputs = make_inputs(builtin, ["What is in the picture?", "Why?"]).to(dtype)
+    with torch.no_grad():
+        plain = model(**inputs).logits
+        with adatp.apply(model, builtin.processor, EVERYTHING):
+            same = model(**inputs).logits
+        with adatp.apply(model, builtin.processor, relevance=relevance) as pruned:
+            logits = model(**inputs).logits
+            tokens = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False)
+    real = inputs["attention_mask"].bool()
+    assert torch.equal(plain[real], same[real])
+    assert logits.dtype == dtype
+    assert logits.isfinite().all()
+    assert logits.shape[1] == max(sample.lengths()[-1] for sample in pruned.report.samples)
+    assert tokens.shape[1] == inputs["input_ids"].shape[1] + 8
+
+
+def test_gradients_are_those_of_the_recomputation(sdpa):
+    inputs = make_inputs(sdpa, ["What is in the picture?"])
+    prompt = prompt_embeds(sdpa.model, inputs)[0]
+    weight = sdpa.model.model.language_model.layers[0].mlp.up_proj.weight
+    with adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance) as pruned:
+        loss = sdpa.model(**inputs).logits[0, -1].logsumexp(0)
+    (ours,) = torch.autograd.grad(loss, weight)
+    with torch.enable_grad():
+        again = recompute(sdpa.model, prompt, kept_tokens(pruned.report.samples[0], len(prompt)))[-1].logsumexp(0)
+    (theirs,) = torch.autograd.grad(again, weight)
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-3)
 
 
 def test_hidden_states_show_the_shrinking_lengths(small, inputs):
@@ -229,6 +263,8 @@ class TestNoTextEncoder:
         assert "no aligned text encoder" in notes[0]
 
     def test_auto_that_cannot_be_loaded_warns(self, sdpa, monkeypatch):
+        with pytest.warns(adatp.NoRelevanceWarning, match="no SigLIP is known for this vision tower"):
+            adatp.apply(sdpa.model, sdpa.processor).remove()
         monkeypatch.setattr("adatp.models.llava_onevision.LlavaOnevision.siglip", "/nowhere/siglip")
         with pytest.warns(adatp.NoRelevanceWarning, match="/nowhere/siglip could not be loaded"):
             adatp.apply(sdpa.model, sdpa.processor).remove()
@@ -285,6 +321,17 @@ class TestRefusals:
         with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
             with pytest.raises(ValueError, match="attention_mask must be"):
                 sdpa.model(**{**inputs, "attention_mask": mask})
+
+    def test_padding_on_the_right(self, sdpa, inputs):
+        mask = inputs["attention_mask"].clone()
+        mask[:, -2:] = 0
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+            with pytest.raises(ValueError, match="padded on the left only"):
+                sdpa.model(**{**inputs, "attention_mask": mask})
+
+    def test_a_wrapped_model(self, sdpa):
+        with pytest.raises(TypeError, match="itself, got a LlavaOnevisionModel; unwrap it first"):
+            adatp.apply(sdpa.model.model, sdpa.processor, relevance=sdpa.relevance)
 
     def test_half_a_video(self, sdpa, inputs):
         with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):

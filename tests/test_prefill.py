@@ -22,11 +22,12 @@ CONFIGS = {
 }
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_every_layer_keeps_what_the_oracle_keeps(small, config):
     inputs = make_inputs(small, ["What is in the picture?"], frames=11, seed=5)
     embeds = prompt_embeds(small.model, inputs)[0]
-    with torch.no_grad(), adatp.apply(small.model, small.processor, config, relevance=small.relevance) as pruned:
+    with adatp.apply(small.model, small.processor, config, relevance=small.relevance) as pruned:
         small.model(**inputs)
     sample = pruned.report.samples[0]
     n, c, layers = sample.frames, sample.tokens_per_frame, len(sample.kept)

@@ -13,20 +13,23 @@ class Family(ABC):
 
     Attributes:
         model_type: `config.model_type` of the family.
-        siglip: name of the SigLIP checkpoint that the family's vision tower was trained from.
         body: the module whose forward receives `input_ids` and the video.
         decoder: the language model, with `layers` and a Hugging Face `config`.
         tower: the modules that turn pixels into visual tokens.
     """
 
     model_type: ClassVar[str]
-    siglip: ClassVar[str]
     body: Any
     decoder: Any
     tower: list[nn.Module]
 
     @abstractmethod
     def __init__(self, model: Any) -> None: ...
+
+    @property
+    @abstractmethod
+    def siglip(self) -> str | None:
+        """Name of the SigLIP checkpoint that the vision tower was trained from; None if it is not known."""
 
     @property
     @abstractmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 from adatp.models.family import Family
@@ -17,15 +18,23 @@ from adatp_kernels.select import FIXED, PADDING
 
 class LlavaOnevision(Family):
     model_type = "llava_onevision"
-    siglip = "google/siglip-so400m-patch14-384"
 
     def __init__(self, model: Any) -> None:
+        if not isinstance(model, LlavaOnevisionForConditionalGeneration):
+            raise TypeError(
+                f"model must be the LlavaOnevisionForConditionalGeneration itself, got a {type(model).__name__}; "
+                "unwrap it first"
+            )
         self.config = model.config
         self.body = model.model
         self.decoder = model.model.language_model
         self.tower = [model.model.vision_tower, model.model.multi_modal_projector]
         vision = self.config.vision_config
         self.tokens_per_frame = math.ceil(vision.image_size // vision.patch_size / 2) ** 2
+
+    @property
+    def siglip(self) -> str | None:
+        return "google/siglip-so400m-patch14-384" if self.tower_width == 1152 else None
 
     @property
     def tower_layers(self) -> int:
