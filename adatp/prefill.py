@@ -1,7 +1,7 @@
 """One pruned prefill as tensor code: before a layer, score -> select -> compact. Knows nothing of any model.
 
-The host reads the device once, after the first cut: from its counts every later size follows (spec: after the first cut
-a spatial position occurs at most once per segment, so later cuts keep exactly their quota, or all there is).
+The host reads the device once, after the first cut, and from its counts every later size follows: once a spatial
+position occurs at most once per segment, a cut keeps exactly its quota, or all there is.
 """
 
 from dataclasses import dataclass, replace

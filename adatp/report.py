@@ -105,6 +105,19 @@ class PruningReport:
             total = total + prefill_flops(self._text_config, sample.lengths(), whole)
         return total
 
+    def __str__(self) -> str:
+        if not self.pruned:
+            return f"not pruned: {self.reason}"
+        lines = [f"prefill FLOPs of the language model: {self.flops.ratio:.1%} of unpruned", *self.notes]
+        for b, sample in enumerate(self.samples):
+            cuts = [kept for kept, before in zip(sample.kept[1:], sample.kept, strict=False) if kept != before]
+            significant = sum(segment.significant for segment in sample.segments)
+            lines.append(
+                f"sample {b}: visual tokens {' -> '.join(map(str, [sample.visual_tokens, *cuts]))}; "
+                f"{len(sample.segments)} segments, {significant} significant"
+            )
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Everything as JSON-ready values."""
         samples = [

@@ -2,7 +2,8 @@
 
 The file is read twice. The first reading only splits it into packets, which gives the time of every frame and
 where the keyframes are; the second one decodes what the chosen frames need, from the keyframe before each. Neither
-keeps more than the chosen frames in memory.
+keeps more than the chosen frames in memory. Rotation by right angles is applied; mirrored pictures and pixels that
+are not square are taken as they are stored.
 """
 
 import os

@@ -15,6 +15,7 @@ def flash_attention(module, query, key, value, attention_mask, scaling=None, pos
         attention_mask = torch.ones(batch, length, dtype=torch.bool)
     assert attention_mask.shape == (batch, length), "flash attention takes one mask entry a key"
     if position_ids is not None and new > 1:
+        assert position_ids.shape[-1] == new, "position_ids of other tokens"
         assert (position_ids.diff(dim=-1) <= 1).all(), "gaps in position_ids mean packed sequences"
     repeats = heads // key.shape[1]
     key, value = key.repeat_interleave(repeats, 1), value.repeat_interleave(repeats, 1)

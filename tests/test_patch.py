@@ -62,19 +62,31 @@ class TestRatioOne:
 
 
 class TestRemove:
-    def test_leaves_the_model_as_it_was(self, small, inputs):
+    def test_leaves_the_model_as_it_was(self):
+        fresh = load_builtin(image_size=84, layers=16)
+        model, inputs = fresh.model, make_inputs(fresh, ["What is in the picture?"])
         with torch.no_grad():
-            before = small.model(**inputs, output_hidden_states=True)  # installs transformers' own hooks
-            hooks, weights = hooks_of(small.model), {k: v.clone() for k, v in small.model.state_dict().items()}
-            pruned = adatp.apply(small.model, small.processor, relevance=small.relevance)
-            assert hooks_of(small.model) != hooks
-            small.model(**inputs)
+            before = model(**inputs, output_hidden_states=True)  # installs transformers' own hooks
+            hooks, weights = hooks_of(model), {k: v.clone() for k, v in model.state_dict().items()}
+            pruned = adatp.apply(model, fresh.processor, relevance=fresh.relevance)
+            assert hooks_of(model) != hooks
+            model(**inputs)
             pruned.remove()
             pruned.remove()  # harmless
-            assert hooks_of(small.model) == hooks
-            after = small.model(**inputs, output_hidden_states=True)
+            assert hooks_of(model) == hooks
+            after = model(**inputs, output_hidden_states=True)
         assert torch.equal(before.logits, after.logits)
-        assert all(torch.equal(v, weights[k]) for k, v in small.model.state_dict().items())
+        assert all(torch.equal(v, weights[k]) for k, v in model.state_dict().items())
+
+    def test_puts_back_a_method_of_the_instance(self, sdpa):
+        body = sdpa.model.model
+        replaced = body.get_video_features
+        body.get_video_features = replaced
+        try:
+            adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance).remove()
+            assert body.__dict__["get_video_features"] is replaced
+        finally:
+            del body.get_video_features
 
     def test_after_an_exception_inside_the_context(self, small):
         hooks = hooks_of(small.model)
@@ -119,6 +131,7 @@ class TestPassThrough:
         assert torch.equal(tokens, small.model.generate(input_ids=ids, max_new_tokens=5, do_sample=False))
         assert not pruned.report.pruned
         assert pruned.report.reason == "no video in the prompt"
+        assert str(pruned.report) == "not pruned: no video in the prompt"
         with pytest.raises(ValueError, match="no video in the prompt"):
             _ = pruned.report.flops
 

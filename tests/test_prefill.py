@@ -186,3 +186,32 @@ def test_a_cut_that_drops_nothing_moves_nothing(layout, monkeypatch):
     after = run(prefill, layout, "cpu")
     assert len(calls) == 1, "only the first cut, which nobody knows the counts of"
     assert {t.width for t in after} == {60}
+
+
+def test_padding_takes_no_part_in_the_scores():
+    """A padded sample keeps what it keeps alone, whatever its padding holds."""
+    c, before, after = 9, 3, 8
+    length = before + 5 * c + after
+    random = torch.Generator().manual_seed(3)
+    features, similarity = torch.randn(1, 5, 8, generator=random), torch.rand(1, 5, generator=random) - 0.4
+    kept = []
+    for padding in (0, 6):
+        columns = layout_of(5, c, before, after, padding)
+        layout = PromptLayout(*(torch.tensor([column]) for column in columns), frames=5, tokens_per_frame=c)
+        prefill = Prefill(adatp.AdaTPConfig(last=3), 12, layout, features, similarity)
+        random.manual_seed(4)
+        tokens = prefill.tokens(torch.zeros(1, length + padding, 2), *torch.zeros(2, 1, length + padding, 4))
+        # rows whose keys differ much in size: were padding among them, some rows would count for nothing
+        query = torch.randn(1, 2, after - 1, 4, generator=random) * 4
+        garbage = query[:, :1, :1].expand(-1, -1, padding, -1) * 10
+        key = torch.cat([garbage, torch.randn(1, 1, length, 4, generator=random)], 2)
+        kept.append(prefill.cut(2, tokens, query, key, 0.5).origin - padding)
+    assert torch.equal(*kept)
+
+
+def test_a_segment_is_significant_only_above_the_threshold(layout):
+    features = torch.eye(5).expand(2, -1, -1)
+    similarity = torch.tensor([[0.25, 0.5, 0.75, 0.5, 0.0]]).expand(2, -1)
+    prefill = Prefill(adatp.AdaTPConfig(last=4, tau_t=0.5), 12, layout, features, similarity)
+    run(prefill, layout, "cpu")
+    assert prefill.plan.significant[0].tolist() == [False, False, True, False, False]

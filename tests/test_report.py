@@ -63,6 +63,15 @@ def test_flops_follow_from_the_lengths(report, sdpa):
     assert 0 < report.flops.ratio < 1
 
 
+def test_as_text(report):
+    ratio, *samples = str(report).splitlines()
+    assert f"{report.flops.ratio:.1%}" in ratio
+    assert len(samples) == 2
+    for text, sample in zip(samples, report.samples, strict=True):
+        assert f"visual tokens {sample.visual_tokens} -> {sample.kept[2]} -> " in text
+        assert f"-> {sample.kept[-1]}; {len(sample.segments)} segments" in text
+
+
 def test_to_dict_is_json(report):
     again = json.loads(json.dumps(report.to_dict(), allow_nan=False))
     assert again["pruned"] is True

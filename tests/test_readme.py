@@ -1,0 +1,49 @@
+"""What the README shows runs as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import make_inputs
+
+import adatp
+from adatp.cli import main
+from adatp.flops import MODEL_SHAPES, shape_flops
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_drop_in(sdpa, capsys):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    inputs = make_inputs(sdpa, ["What is in the picture?"])
+    with pytest.warns(adatp.NoRelevanceWarning, match="no SigLIP is known"):
+        exec(code, {"model": sdpa.model, "processor": sdpa.processor, "inputs": inputs})
+    kept, ratio = capsys.readouterr().out.splitlines()
+    assert kept.startswith("(90, 90, ")
+    assert 0 < float(ratio) < 1
+
+
+def test_the_table_of_ratios():
+    rows = re.findall(r"^\| LLaVA-(\S+),.*?\|(.*)\|$", README, re.MULTILINE)
+    assert len(rows) == 3
+    for (_, cells), shape in zip(rows, MODEL_SHAPES.values(), strict=True):
+        for cell, p in zip(cells.split("|"), (2.0, 1.5, 1.0), strict=True):
+            flops, _ = shape_flops(shape, adatp.AdaTPConfig(p=p), shape.text_tokens)
+            assert cell.strip() == f"{flops.ratio * 100:.1f} %"
+
+
+def test_every_make_target_exists():
+    targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
+    assert targets >= {"demo", "test", "lint", "bench"}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_every_option_exists(capsys):
+    for command in ("run", "flops"):
+        (line,) = re.findall(rf"^adatp {command} (.*)$", README, re.MULTILINE)
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        text = capsys.readouterr().out
+        assert all(option in text for option in re.findall(r"--[\w-]+", line))
