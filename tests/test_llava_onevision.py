@@ -3,8 +3,10 @@
 import pytest
 import torch
 from conftest import make_clip, make_inputs
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
 
 import adatp
+from adatp.flops import MODEL_SHAPES
 from adatp.models import families, family_of
 from adatp.models.llava_onevision import LlavaOnevision
 from adatp_kernels.select import FIXED, PADDING
@@ -79,6 +81,22 @@ def test_the_text_encoder_of_the_published_tower_is_known(sdpa, family, monkeypa
     assert family.siglip is None
     monkeypatch.setattr(sdpa.model.config.vision_config, "hidden_size", 1152)
     assert family.siglip == "google/siglip-so400m-patch14-384"
+
+
+def test_the_published_configuration():
+    """No weights: LLaVA-OneVision's own defaults, with the decoder of the 0.5B checkpoint."""
+    decoder = Qwen2Config(**MODEL_SHAPES["onevision-0.5b"].text_config)
+    with torch.device("meta"):
+        model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(text_config=decoder))
+    family = family_of(model)
+    assert family.tokens_per_frame == 196
+    assert family.tower_layers == 26
+    assert family.siglip == "google/siglip-so400m-patch14-384"
+    assert adatp.AdaTPConfig().last_of(len(family.decoder.layers)) == 12
+    ids = torch.full((1, 6273), model.config.video_token_id)
+    layout = family.layout(torch.cat([ids, torch.zeros(1, 20, dtype=torch.int64)], 1), None)
+    assert layout.frames == 32
+    assert layout.visual_tokens() == [6272]
 
 
 def test_features_without_hidden_states_are_refused(family):

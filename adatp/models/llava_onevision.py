@@ -83,7 +83,8 @@ class LlavaOnevision(Family):
         return PromptLayout(frame, position, text, frames, self.tokens_per_frame)
 
     def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> list[str]:
-        special = set(tokenizer.all_special_ids)
+        added = tokenizer.added_tokens_decoder
+        special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
         questions = []
         for ids, text in zip(input_ids, layout.text, strict=True):
             turn: list[int] = []
