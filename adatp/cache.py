@@ -21,6 +21,22 @@ class PrunedLayer(DynamicLayer):
         self.prompt_length = prompt_length
         self.kept_length = kept_length
         self.kept = kept
+        self._masked = True  # whether the next tokens come with a mask for this layer
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self._masked:
+            raise RuntimeError(
+                "a pruned cache can only be continued while AdaTP is applied to the model: every layer needs a mask of "
+                "its own"
+            )
+        self._masked = False
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return keys, values
+
+    def reset(self) -> None:
+        super().reset()
+        self.prompt_length = self.kept_length = 0
+        self.kept = None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -41,7 +57,8 @@ class PrunedLayer(DynamicLayer):
             tokens_to_remove = min(0, tokens_to_remove - self.prompt_length + self.kept_length - length)
         if length + tokens_to_remove < self.kept_length:
             raise ValueError(
-                f"cannot crop {-tokens_to_remove} tokens: that reaches into the pruned prompt; prefill it again"
+                f"cannot crop {-tokens_to_remove} tokens: that reaches into the pruned prompt. Assisted and "
+                "prompt-lookup decoding, which do so, cannot run on a pruned prompt"
             )
         super().crop(tokens_to_remove)
 
@@ -61,6 +78,7 @@ class PrunedLayer(DynamicLayer):
             new: tokens of this call, not yet in the cache.
             attention: name of the attention implementation.
         """
+        self._masked = True
         if own is None:
             if self.kept is None:
                 return None
@@ -89,7 +107,8 @@ def check_cache(cache: Any) -> None:
     """
     if cache is None:
         return
-    plain = isinstance(cache, DynamicCache) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    own_length = (DynamicLayer, PrunedLayer)
+    plain = isinstance(cache, DynamicCache) and all(type(layer) in own_length for layer in cache.layers)
     if not plain or getattr(cache, "offloading", False):
         kinds = ", ".join(sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})) or "no layers"
         raise TypeError(

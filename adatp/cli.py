@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
+    except (ValueError, TypeError, RuntimeError, OSError, ImportError) as error:
         if arguments.debug:
             raise
         print(f"adatp: error: {error}", file=sys.stderr)
@@ -118,12 +118,15 @@ def _run(arguments: argparse.Namespace) -> int:
             if not errors.is_terminal:
                 print(f"{step} ...", file=sys.stderr, flush=True)
 
+        device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"--device {device} cannot be used: this PyTorch finds no CUDA device")
         tell("decoding the video")
         clip, decoding = decode(arguments.video, arguments.frames)
         tell("loading the model")
         loaded = load(
             arguments.model,
-            device=arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            device=device,
             dtype=arguments.dtype,
             attention=arguments.attention,
             relevance=None if arguments.relevance == "none" else arguments.relevance,

@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
-from transformers.masking_utils import create_causal_mask
 
 from adatp.cache import PrunedLayer, put_layer
 from adatp.config import AdaTPConfig
+from adatp.masks import prefill_mask
 from adatp.models.family import Family
 from adatp.prefill import Prefill, PromptLayout, Tokens
 from adatp.relevance import NoRelevanceWarning, Relevance, similarity
@@ -56,17 +56,24 @@ class PrunedForward:
     def begin(self, relevance: Relevance | None) -> None:
         """Before the language model: segments and relevance, from the vision tower's hidden states."""
         if self.features is None:
-            raise ValueError("the prompt holds a video but no video features came with it: pass pixel_values_videos")
+            raise ValueError(
+                "the prompt holds a video but no video features came with it: pass pixel_values_videos, and the whole "
+                "prompt at once (chunked prefill cannot be pruned)"
+            )
         states = self._family.tower_states(self.features)  # [videos * n, patches, D]
         text = None
         if self._config.global_debias and self._comparable(relevance):
             assert relevance is not None
-            frames, text = relevance(states, self._questions)
+            frames, text = relevance.to(states.device)(states, self._questions)
         else:
             self._questions = None
             frames = states.float().mean(1)
         features = _per_sample(frames.unflatten(0, (-1, self._layout.frames)), self._layout)
         similar = None if text is None else similarity(features, text)
+        if similar is not None and self._questions is not None:
+            unasked = torch.tensor([not question for question in self._questions])
+            # a segment whose relevance is not a number is not significant
+            similar = similar.masked_fill(unasked.to(similar.device, non_blocking=True)[:, None], float("nan"))
         layers = len(self._family.decoder.layers)
         self._prefill = Prefill(self._config, layers, self._layout, features, similar, self._impl)
 
@@ -76,12 +83,12 @@ class PrunedForward:
             self._notes.append("no aligned text encoder: every segment gets the same ratio (no global debiasing)")
             return False
         has_video = (self._layout.frame >= 0).any(1).tolist()
-        if all(question for question, video in zip(self._questions, has_video, strict=True) if video):
-            return True
-        note = "no question was found after the video: every segment gets the same ratio; pass question=..."
-        self._notes.append(note)
-        warnings.warn(note, NoRelevanceWarning, stacklevel=2)
-        return False
+        for b, (question, video) in enumerate(zip(self._questions, has_video, strict=True)):
+            if video and not question:
+                note = f"sample {b} has no question: each of its segments gets the same ratio; pass question=..."
+                self._notes.append(note)
+                warnings.warn(note, NoRelevanceWarning, stacklevel=2)
+        return any(self._questions)
 
     def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """Before decoder layer `index`: cut its input, and give it what belongs to the tokens that are left.
@@ -126,12 +133,8 @@ class PrunedForward:
         scale = self._family.scale(self._family.decoder.layers[scorer])
         self._tokens = prefill.cut(index, self._tokens, self._query, key, scale)
         self._kept = _kept(self._tokens)
-        self._mask = create_causal_mask(
-            config=self._family.decoder.config,
-            inputs_embeds=self._tokens.hidden,
-            attention_mask=self._kept,
-            past_key_values=None,
-        )
+        attention = self._family.decoder.config._attn_implementation
+        self._mask = prefill_mask(self._kept, self._tokens.hidden, attention)
 
     @torch.no_grad()
     def _text_queries(self, index: int, prefill: Prefill, tokens: Tokens) -> Tensor:

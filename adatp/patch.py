@@ -6,6 +6,7 @@ the layer runs.
 """
 
 import functools
+import inspect
 import threading
 import warnings
 from typing import Any
@@ -63,10 +64,10 @@ class Pruned:
         """What the last prefill kept.
 
         Raises:
-            RuntimeError: the model has not run since `apply`.
+            RuntimeError: the model has not run since `apply`, or its last prefill failed.
         """
         if self._report is None:
-            raise RuntimeError("there is no report yet: run the model first")
+            raise RuntimeError("there is no report: run the model first (or the last prefill failed)")
         return self._report
 
     @property
@@ -87,6 +88,13 @@ class Pruned:
         del body.get_video_features
         body.__dict__.update(self._replaced)
         del self._model.__dict__[_MARK]
+        self._local = threading.local()
+
+    def __deepcopy__(self, memo: Any) -> "Pruned":
+        raise TypeError("a model cannot be copied or pickled while AdaTP is applied to it; call remove() first")
+
+    def __reduce__(self) -> Any:
+        self.__deepcopy__(None)
 
     def __enter__(self) -> "Pruned":
         return self
@@ -96,7 +104,9 @@ class Pruned:
 
     def _install(self) -> None:
         body, decoder = self._family.body, self._family.decoder
+        self._signature = inspect.signature(body.forward)
         self._handles = [
+            self._model.register_forward_pre_hook(self._on_model, with_kwargs=True),
             body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
             body.register_forward_hook(self._on_end, always_call=True),
             decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True),
@@ -119,13 +129,27 @@ class Pruned:
         body.get_video_features = get_video_features
         self._model.__dict__[_MARK] = self
 
+    def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model: refuse what it would only fail on after the prefill."""
+        labels, input_ids = kwargs.get("labels"), kwargs.get("input_ids")
+        if labels is not None and input_ids is not None and self._family.has_video(input_ids):
+            raise ValueError("labels cannot be given: a pruned prefill has logits only for the tokens that are left")
+
     def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the body: find the video. Reads the prompt's ids, before any of the prefill is queued."""
         self._active = None
+        kwargs = self._signature.bind_partial(*args, **kwargs).arguments
+        video = (kwargs.get("mm_encoder_outputs") or {}).get("video")
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
+            if video is not None or kwargs.get("pixel_values_videos") is not None:
+                raise ValueError(
+                    "a video that joins a cache which already holds tokens cannot be pruned (a cached prefix, a "
+                    "further video, or chunked prefill): give the whole prompt at once, with an empty cache"
+                )
             return  # a continuation: its prompt was pruned, its new tokens are not
-        input_ids = kwargs.get("input_ids", args[0] if args else None)
+        self._report = None
+        input_ids = kwargs.get("input_ids")
         if input_ids is None:
             self._report = passed_through("the prompt came as inputs_embeds, in which no video can be found")
             return
@@ -137,6 +161,9 @@ class Pruned:
         attention = self._family.decoder.config._attn_implementation
         if attention not in SUPPORTED_ATTENTION:
             raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
+        decoder = self._family.decoder
+        if decoder.training and any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.layers):
+            raise ValueError("gradient checkpointing would run the cuts twice; turn it off, or call model.eval()")
         mask = kwargs.get("attention_mask")
         if mask is not None:
             if mask.ndim != 2:
@@ -145,9 +172,8 @@ class Pruned:
             if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
                 raise ValueError("attention_mask must be padded on the left only; set padding_side='left'")
         layout = self._family.layout(input_ids, mask)
-        features = (kwargs.get("mm_encoder_outputs") or {}).get("video")
         questions = None if self.relevance is None else self._questions(input_ids, layout)
-        self._active = PrunedForward(self._family, self.config, layout, features, questions, self._impl)
+        self._active = PrunedForward(self._family, self.config, layout, video, questions, self._impl)
 
     def _questions(self, input_ids: Tensor, layout: PromptLayout) -> list[str]:
         batch = input_ids.shape[0]

@@ -170,7 +170,7 @@ def build_report(
         frames = visual // layout.tokens_per_frame
         home = plan.segment_of_frame[b, :frames].tolist()
         similar = plan.similarity[b, :frames].tolist()
-        known = questions is not None and not any(math.isnan(value) for value in similar)
+        known = bool(questions) and not any(math.isnan(value) for value in similar)
         segments = []
         for s in sorted(set(home)):
             members = [i for i, value in enumerate(home) if value == s]

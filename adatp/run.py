@@ -78,11 +78,12 @@ def load(
         from adatp.builtin import load_builtin
 
         builtin = load_builtin(attention=attention)
+        kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         return Loaded(
             "built-in",
-            builtin.model.to(device),
+            builtin.model.to(device, kind),
             builtin.processor,
-            builtin.relevance.to(device),
+            builtin.relevance.to(device, kind) if relevance == "auto" else relevance,
             "the built-in model is untrained: its answers mean nothing yet",
         )
     from transformers import AutoModelForImageTextToText

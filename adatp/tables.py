@@ -38,7 +38,7 @@ def _answer_to_dict(answer: Answer) -> dict[str, Any]:
 
 def print_run(model: str, question: str, clip: Clip, result: Result, notes: list[str]) -> None:
     """Print the result of `adatp run`."""
-    console = Console()
+    console = Console(highlight=False)
     sample = result.report.samples[0]
     for note in notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
@@ -55,7 +55,7 @@ def print_run(model: str, question: str, clip: Clip, result: Result, notes: list
 
 def print_flops(model: str, flops: Flops, lengths: list[int], visual: int, text_tokens: int) -> None:
     """Print the result of `adatp flops`."""
-    console = Console()
+    console = Console(highlight=False)
     console.print(
         f"[bold]{model}[/]: {visual} visual + {text_tokens} text tokens, the schedule alone "
         "(deduplication, which needs a video, takes it lower)"
@@ -73,8 +73,7 @@ def _print_flops(console: Console, flops: Flops) -> None:
     console.print(
         f"prefill FLOPs of the language model: [bold]{flops.ratio:.2%}[/] of unpruned "
         f"({flops.linear / 1e12:.3g} of {flops.linear_full / 1e12:.3g} TFLOPs; linear layers, as the paper counts); "
-        f"{flops.ratio_with_attention:.2%} with attention",
-        highlight=False,
+        f"{flops.ratio_with_attention:.2%} with attention"
     )
 
 

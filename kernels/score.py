@@ -1,5 +1,7 @@
 """Column-sliced text-to-visual attention scores (AdaTP, section 3.1)."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
@@ -45,7 +47,8 @@ def score(
     """
     _check(query, key, rows, columns, first_key)
     resolve(impl)
-    return score_reference(query, key, rows, columns, scale=scale, first_key=first_key)
+    with _no_autocast(query.device.type):
+        return score_reference(query, key, rows, columns, scale=scale, first_key=first_key)
 
 
 def score_reference(
@@ -74,6 +77,12 @@ def score_reference(
         total += probability.masked_fill(unused, 0.0).sum((1, 2))
     in_use = (rows >= 0).sum(1, keepdim=True).clamp(min=1)
     return total / (heads * in_use)
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Autocast would run the products in half precision again."""
+    available = torch.amp.is_autocast_available(device_type)
+    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 def _check(query: Tensor, key: Tensor, rows: Tensor, columns: tuple[int, int], first_key: Tensor | None) -> None:

@@ -15,6 +15,17 @@ def filled(kept=KEPT, new=0):
     return layer
 
 
+def test_tokens_without_a_mask_of_this_layer_are_refused():
+    layer, new = filled(), torch.zeros(2, 1, 1, 1)
+    with pytest.raises(RuntimeError, match="only be continued while AdaTP is applied"):
+        layer.update(new, new)
+    layer.decode_mask(None, 1, "sdpa")
+    layer.update(new, new)
+    assert layer.get_seq_length() == 4
+    with pytest.raises(RuntimeError, match="only be continued"):
+        layer.update(new, new)
+
+
 def test_reordering_moves_the_padding_with_the_keys():
     layer = filled()
     layer.reorder_cache(torch.tensor([1, 1]))

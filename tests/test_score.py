@@ -346,3 +346,11 @@ def test_names_of_the_reference(impl):
     assert torch.equal(
         score(query, key, rows, (0, 9), scale=1.0, impl=impl), score(query, key, rows, (0, 9), scale=1.0)
     )
+
+
+def test_autocast_changes_nothing():
+    query, key = torch.randn(1, 4, 6, 32) * 3, torch.randn(1, 2, 200, 32) * 3
+    rows = torch.arange(194, 200)[None]
+    expected = score(query, key, rows, (5, 190), scale=0.18)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(score(query, key, rows, (5, 190), scale=0.18), expected)

@@ -25,6 +25,9 @@ class LlavaOnevision(Family):
                 f"model must be the LlavaOnevisionForConditionalGeneration itself, got a {type(model).__name__}; "
                 "unwrap it first"
             )
+        decoder = model.config.text_config.model_type
+        if decoder != "qwen2":
+            raise TypeError(f"model must have a Qwen2 decoder, whose queries are known here; got {decoder!r}")
         self.config = model.config
         self.body = model.model
         self.decoder = model.model.language_model
@@ -100,7 +103,8 @@ class LlavaOnevision(Family):
         if states is None:
             raise ValueError(
                 "the video features carry no hidden_states of the vision tower, which segments and relevance are "
-                "computed from; pass what get_video_features(..., return_dict=True) returns"
+                "computed from; pass what get_video_features(..., return_dict=True) returns, and the whole prompt at "
+                "once (chunked prefill cannot be pruned)"
             )
         selected: Tensor = states[self._feature_layer]
         return selected
