@@ -60,7 +60,8 @@ class PrunedLayer(DynamicLayer):
                 f"cannot crop {-tokens_to_remove} tokens: that reaches into the pruned prompt. Assisted and "
                 "prompt-lookup decoding, which do so, cannot run on a pruned prompt"
             )
-        super().crop(tokens_to_remove)
+        if tokens_to_remove:  # 0 would once have meant to remove everything
+            super().crop(tokens_to_remove)
 
     def _select(self, indices: Tensor) -> None:
         if self.kept is not None:

@@ -10,7 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from adatp.config import AdaTPConfig
+from adatp_kernels.dispatch import resolve
 
+ATTENTION = ("eager", "sdpa", "flash_attention_2")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--question", required=True, help="what to ask")
     run.add_argument("--model", metavar="ID_OR_PATH", help="LLaVA-OneVision checkpoint; default: a small built-in one")
     run.add_argument("--p", type=float, default=1.0, help="compression setting, scales every ratio (default 1.0)")
-    run.add_argument("--last", type=int, help="last layer of the gradual schedule (default N - 12)")
+    run.add_argument("--last", type=int, help="layer after which p * 12 %% stay (default N - 12)")
     run.add_argument("--frames", type=int, default=32, help="frames to sample (default 32)")
     run.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default 64)")
     run.add_argument("--compare", action="store_true", help="run the unpruned model beside it")
@@ -49,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--overlay", type=Path, metavar="FILE.png", help="draw the frames, dropped tokens veiled in white")
     run.add_argument("--layers", type=_layers, metavar="L,L,...", help="layers to draw (default: first and last cut)")
     run.add_argument("--relevance", default="auto", metavar="ID_OR_PATH", help="aligned SigLIP checkpoint, or 'none'")
-    run.add_argument("--attention", default="sdpa", help="eager, sdpa (default) or flash_attention_2")
+    run.add_argument("--attention", default="sdpa", choices=ATTENTION, help="implementation (default sdpa)")
     run.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
     run.add_argument("--dtype", default="auto", choices=DTYPES, help="of a checkpoint's weights (default: its own)")
     run.add_argument("--impl", default="auto", choices=("auto", "reference", "triton"), help="of the pruning kernels")
@@ -58,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     flops = commands.add_parser("flops", help="prefill FLOPs of a published model with and without pruning")
     flops.add_argument("--model", required=True, choices=("onevision-0.5b", "onevision-7b", "llava-video-7b"))
     flops.add_argument("--p", type=float, default=1.0, help="compression setting (default 1.0)")
-    flops.add_argument("--last", type=int, help="last layer of the gradual schedule (default N - 12)")
+    flops.add_argument("--last", type=int, help="layer after which p * 12 %% stay (default N - 12)")
     flops.add_argument("--text-tokens", type=int, help="prompt tokens beside the visual ones (default: the paper's)")
     flops.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     flops.set_defaults(command=_flops)
@@ -93,9 +95,16 @@ def _flops(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     config = AdaTPConfig(p=arguments.p, last=arguments.last)
-    if arguments.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens must be at least 1, got {arguments.max_new_tokens}")
+    for option in ("frames", "max_new_tokens"):
+        if getattr(arguments, option) < 1:
+            name = option.replace("_", "-")
+            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, option)}")
+    if not arguments.question.strip():
+        raise ValueError("--question is empty; say what to ask")
+    if arguments.layers and arguments.overlay is None:
+        raise ValueError("--layers says what --overlay draws; give --overlay FILE.png too")
     _check_overlay(arguments.overlay)
+    resolve(arguments.impl)
 
     from rich.console import Console
 
@@ -119,19 +128,22 @@ def _run(arguments: argparse.Namespace) -> int:
                 print(f"{step} ...", file=sys.stderr, flush=True)
 
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"--device {device} cannot be used: this PyTorch finds no CUDA device")
+        _check_device(device)
         tell("decoding the video")
         clip, decoding = decode(arguments.video, arguments.frames)
         tell("loading the model")
-        loaded = load(
-            arguments.model,
-            device=device,
-            dtype=arguments.dtype,
-            attention=arguments.attention,
-            relevance=None if arguments.relevance == "none" else arguments.relevance,
-        )
+        try:
+            loaded = load(
+                arguments.model,
+                device=device,
+                dtype=arguments.dtype,
+                attention=arguments.attention,
+                relevance=None if arguments.relevance == "none" else arguments.relevance,
+            )
+        except (OSError, ValueError) as error:
+            raise ValueError(f"--model {arguments.model} cannot be loaded: {error}") from error
         depth = len(family_of(loaded.model).decoder.layers)
+        config.last_of(depth)
         if any(not 0 <= layer < depth for layer in arguments.layers or ()):
             raise ValueError(f"--layers must be from 0 to {depth - 1}, got {arguments.layers}")
         result = run(
@@ -145,20 +157,30 @@ def _run(arguments: argparse.Namespace) -> int:
             impl=arguments.impl,
             tell=tell,
         )
-        if arguments.overlay:
-            tell("drawing")
-            sample = result.report.samples[0]
-            layers = arguments.layers or default_layers(sample)
-            draw_overlay(arguments.overlay, clip.frames, clip.times.tolist(), sample, layers)
     notes = [n for n in (loaded.note, clip.note) if n]
     notes += [str(w.message) for w in caught if issubclass(w.category, NoRelevanceWarning)]
     if arguments.json:
         print(json.dumps(run_to_dict(loaded.name, arguments.question, clip, result, notes), allow_nan=False))
     else:
         print_run(loaded.name, arguments.question, clip, result, notes)
-        if arguments.overlay:
-            print(f"overlay written to {arguments.overlay}")
+    if arguments.overlay:
+        with errors.status("drawing"):
+            sample = result.report.samples[0]
+            layers = arguments.layers or default_layers(sample)
+            draw_overlay(arguments.overlay, clip.frames, clip.times.tolist(), sample, layers)
+        print(f"overlay written to {arguments.overlay}", file=sys.stderr)
     return 0
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise ValueError(f"--device must be cpu, cuda, cuda:1, ..., got {device!r}") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"--device {device} cannot be used: this PyTorch finds no CUDA device")
 
 
 def _check_overlay(path: Path | None) -> None:
@@ -166,7 +188,12 @@ def _check_overlay(path: Path | None) -> None:
         return
     if path.suffix.lower() != ".png":
         raise ValueError(f"--overlay must name a .png file, got {path}")
-    if not path.parent.is_dir():
-        raise ValueError(f"--overlay cannot be written: there is no folder {path.parent}")
+    existed = path.exists()
+    try:
+        path.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"--overlay cannot be written: {error}") from error
+    if not existed:
+        path.unlink()
     if find_spec("matplotlib") is None:
         raise ValueError("--overlay needs matplotlib: pip install 'adatp[overlay]'")

@@ -1,6 +1,7 @@
 """One forward of a model with a video in its prompt, from the prompt's layout to the last cut."""
 
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -61,13 +62,12 @@ class PrunedForward:
                 "prompt at once (chunked prefill cannot be pruned)"
             )
         states = self._family.tower_states(self.features)  # [videos * n, patches, D]
-        text = None
-        if self._config.global_debias and self._comparable(relevance):
-            assert relevance is not None
-            frames, text = relevance.to(states.device)(states, self._questions)
-        else:
+        if not self._comparable(relevance):
             self._questions = None
-            frames = states.float().mean(1)
+        if relevance is None:
+            frames, text = states.float().mean(1), None
+        else:
+            frames, text = relevance.to(states.device)(states, self._questions)
         features = _per_sample(frames.unflatten(0, (-1, self._layout.frames)), self._layout)
         similar = None if text is None else similarity(features, text)
         if similar is not None and self._questions is not None:
@@ -78,7 +78,9 @@ class PrunedForward:
         self._prefill = Prefill(self._config, layers, self._layout, features, similar, self._impl)
 
     def _comparable(self, relevance: Relevance | None) -> bool:
-        """Whether frames can be compared with a question; if not, says why."""
+        """Whether any sample's frames can be compared with a question; notes where not."""
+        if not self._config.global_debias:
+            return False
         if relevance is None or self._questions is None:
             self._notes.append("no aligned text encoder: every segment gets the same ratio (no global debiasing)")
             return False
@@ -148,7 +150,10 @@ class PrunedForward:
         """What was kept, once all layers have run."""
         assert self._prefill is not None
         decoder = self._family.decoder
-        return build_report(self._prefill, len(decoder.layers), self._questions, tuple(self._notes), decoder.config)
+        report = build_report(self._prefill, len(decoder.layers), self._questions, tuple(self._notes), decoder.config)
+        blind = [b for b, sample in enumerate(report.samples) if sample.frames and not sample.kept[-1]]
+        notes = tuple(f"sample {b} has no visual token left: p is too small for its video" for b in blind)
+        return replace(report, notes=report.notes + notes)
 
 
 def _kept(tokens: Tokens) -> Tensor | None:

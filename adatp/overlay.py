@@ -52,22 +52,22 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
     from matplotlib.figure import Figure
 
     side = math.isqrt(sample.tokens_per_frame)
+    if side**2 != sample.tokens_per_frame:
+        raise ValueError(f"only square token grids can be drawn, not {sample.tokens_per_frame} tokens a frame")
     significant = {i for s in sample.segments if s.significant for i in range(s.start, s.stop)}
     number = {i: k for k, s in enumerate(sample.segments) for i in range(s.start, s.stop)}
-    columns = min(COLUMNS, len(frames))
-    rows = math.ceil(len(frames) / columns)
+    rows = math.ceil(len(frames) / COLUMNS)
+    columns = math.ceil(len(frames) / rows)
     height = round(_WIDTH * frames.shape[1] / frames.shape[2])
     small = [np.asarray(Image.fromarray(f).resize((_WIDTH, height), Image.Resampling.BICUBIC)) for f in frames]
 
     cell = 1.6
     block = rows * (cell * height / _WIDTH + 0.22) + 0.4
-    figure = Figure(figsize=(columns * cell, len(layers) * block), dpi=150, layout="constrained")
+    figure = Figure(figsize=(max(columns, 3) * cell, len(layers) * block), dpi=150, layout="constrained")
     for part, layer in zip(figure.subfigures(len(layers), 1, squeeze=False).flat, layers, strict=True):
         kept = sample.kept_mask(layer).view(-1, side, side).numpy()
         share = sample.kept[layer] / sample.visual_tokens
-        part.suptitle(
-            f"input of layer {layer}: {sample.kept[layer]} of {sample.visual_tokens} tokens ({share:.1%})", fontsize=9
-        )
+        part.suptitle(f"layer {layer}: {sample.kept[layer]} of {sample.visual_tokens} tokens ({share:.1%})", fontsize=8)
         axes = part.subplots(rows, columns, squeeze=False).flatten()
         for axis in axes:
             axis.set_xticks([])
@@ -80,4 +80,6 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
             for spine in axes[i].spines.values():
                 spine.set_color(SIGNIFICANT if i in significant else ORDINARY)
                 spine.set_linewidth(1.6 if i in significant else 0.6)
+    if significant:
+        figure.supxlabel("orange: segments that match the question", fontsize=6)
     FigureCanvasAgg(figure).print_png(str(path))

@@ -142,7 +142,9 @@ class Pruned:
         video = (kwargs.get("mm_encoder_outputs") or {}).get("video")
         cache = kwargs.get("past_key_values")
         if cache is not None and cache.get_seq_length() > 0:
-            if video is not None or kwargs.get("pixel_values_videos") is not None:
+            joins = video is not None or kwargs.get("pixel_values_videos") is not None
+            new = kwargs.get("input_ids")
+            if joins or (new is not None and new.shape[1] > 1 and self._family.has_video(new)):
                 raise ValueError(
                     "a video that joins a cache which already holds tokens cannot be pruned (a cached prefix, a "
                     "further video, or chunked prefill): give the whole prompt at once, with an empty cache"
@@ -172,7 +174,8 @@ class Pruned:
             if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
                 raise ValueError("attention_mask must be padded on the left only; set padding_side='left'")
         layout = self._family.layout(input_ids, mask)
-        questions = None if self.relevance is None else self._questions(input_ids, layout)
+        compares = self.config.global_debias and self.relevance is not None
+        questions = self._questions(input_ids, layout) if compares else None
         self._active = PrunedForward(self._family, self.config, layout, video, questions, self._impl)
 
     def _questions(self, input_ids: Tensor, layout: PromptLayout) -> list[str]:
@@ -236,8 +239,9 @@ def apply(
             where `question` is given or there is no global debiasing.
         config: hyperparameters; the paper's by default.
         relevance: how frames are compared with the question (eq. 3): a `Relevance`, the name or path of the SigLIP
-            checkpoint that the vision tower was trained from, `"auto"` for the family's, or None. With None, and where
-            `"auto"` cannot load it, no segment is significant and every one gets the same ratio, with a warning.
+            checkpoint that the vision tower was trained from, `"auto"` for the family's, or None. Its frame features
+            also make the segments. With None, and where `"auto"` cannot load it, segments come from the mean of a
+            frame's patch features, and no segment is significant, with a warning.
         question: the question, or one a sample; None reads it from the prompt's text after the video.
         impl: `"auto"`, `"reference"` or `"triton"`: the implementation of scores, selection and compaction.
 
@@ -261,47 +265,43 @@ def apply(
         raise ValueError("the model has sliding-window layers, whose window would span dropped tokens")
     tokenizer = getattr(processor, "tokenizer", processor)
     loaded = None
-    if config.global_debias:
-        loaded = _load_relevance(relevance, family, model)
-        if loaded is not None and tokenizer is None and question is None:
-            raise ValueError(
-                "processor is needed to read the question from the prompt; pass processor=..., or question=..., "
-                "or AdaTPConfig(global_debias=False)"
+    if config.segments or config.global_debias:
+        loaded, missing = _load_relevance(relevance, family, model)
+        if missing and config.global_debias:
+            warnings.warn(
+                f"{missing}: no segment is significant and every one keeps the same ratio (no global debiasing), and "
+                "frames are grouped by the mean of their patch features. Pass relevance=PATH to a SigLIP checkpoint",
+                NoRelevanceWarning,
+                stacklevel=2,
             )
+    if config.global_debias and loaded is not None and tokenizer is None and question is None:
+        raise ValueError(
+            "processor is needed to read the question from the prompt; pass processor=..., or question=..., "
+            "or AdaTPConfig(global_debias=False)"
+        )
     return Pruned(model, family, config, tokenizer=tokenizer, relevance=loaded, question=question, impl=impl)
 
 
-def _load_relevance(relevance: Relevance | str | None, family: Family, model: Any) -> Relevance | None:
-    consequence = "no segment is significant and every one keeps the same ratio (no global debiasing)"
+def _load_relevance(relevance: Relevance | str | None, family: Family, model: Any) -> tuple[Relevance | None, str]:
+    """The aligned SigLIP; or None, and why there is none."""
     if relevance is None:
-        warnings.warn(f"relevance=None: {consequence}", NoRelevanceWarning, stacklevel=3)
-        return None
+        return None, "relevance=None"
+    loaded = relevance
     if isinstance(relevance, str):
         checkpoint = family.siglip if relevance == "auto" else relevance
         if checkpoint is None:
-            warnings.warn(
-                f"no SigLIP is known for this vision tower: {consequence}. Pass relevance=PATH to a SigLIP checkpoint",
-                NoRelevanceWarning,
-                stacklevel=3,
-            )
-            return None
+            return None, "no SigLIP is known for this vision tower"
         try:
             loaded = Relevance.from_pretrained(checkpoint, family.tower_layers, device=model.device, dtype=model.dtype)
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
             if relevance != "auto":
-                raise
-            warnings.warn(
-                f"the text encoder {checkpoint} could not be loaded ({str(error).splitlines()[0]}): {consequence}. "
-                "Pass relevance=PATH to a SigLIP checkpoint",
-                NoRelevanceWarning,
-                stacklevel=3,
-            )
-            return None
-    else:
-        loaded = relevance
+                raise OSError(f"relevance={relevance!r} cannot be loaded: {reason}") from error
+            return None, f"the text encoder {checkpoint} could not be loaded ({reason})"
+    assert isinstance(loaded, Relevance)
     if loaded.width != family.tower_width:
         raise ValueError(
             f"relevance must continue the model's vision tower of width {family.tower_width}; "
             f"this SigLIP's width is {loaded.width}"
         )
-    return loaded
+    return loaded, ""

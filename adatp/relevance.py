@@ -91,6 +91,6 @@ class Relevance(nn.Module):
         pooled: Tensor = self.text_model(input_ids=tokens["input_ids"].to(device)).pooler_output
         return pooled
 
-    def forward(self, states: Tensor, questions: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """`(frames(states), text(questions))`."""
-        return self.frames(states), self.text(questions)
+    def forward(self, states: Tensor, questions: Sequence[str] | None) -> tuple[Tensor, Tensor | None]:
+        """`(frames(states), text(questions))`, the latter None without questions."""
+        return self.frames(states), None if questions is None else self.text(questions)

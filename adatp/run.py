@@ -138,9 +138,10 @@ def run(
     inputs = inputs.to(loaded.model.device, loaded.model.dtype)
     before = {"decoding": decoding, "preprocessing": now() - begin}
 
-    # the first call of a model pays for much that later ones do not
-    warm_up = {name: inputs[name][:, -1:] for name in ("input_ids", "attention_mask")}
-    loaded.model.generate(**warm_up, max_new_tokens=1, do_sample=False)
+    # The first call of a model pays for much that later ones do not. Where two are compared, both must find it paid.
+    tell("warming up")
+    text_only = {name: inputs[name][:, -1:] for name in ("input_ids", "attention_mask")}
+    loaded.model.generate(**(inputs if compare else text_only), max_new_tokens=1, do_sample=False)
 
     unpruned = None
     if compare:

@@ -8,7 +8,8 @@ def partition(features: Tensor, tau_s: float) -> Tensor:
     """The segment of every frame: adjacent frames share one iff their cosine similarity is at least `tau_s`.
 
     Args:
-        features: `[B, n, D]` a feature per frame, any floating dtype. A NaN similarity starts a new segment.
+        features: `[B, n, D]` a feature per frame, any floating dtype: SigLIP's pooled output where there is an aligned
+            one, else the mean of the frame's patch features. A NaN similarity starts a new segment.
         tau_s: threshold, see `AdaTPConfig.tau_s`.
 
     Returns:

@@ -69,11 +69,11 @@ class TestRun:
 
     def test_overlay(self, capsys, bikes, tmp_path):
         file = tmp_path / "overlay.png"
-        code, out, _ = run(
+        code, _, err = run(
             capsys, "run", bikes, "--question", "?", "--frames", 4, "--overlay", file, "--layers", "1,2,17"
         )
         assert code == 0
-        assert str(file) in out.replace("\n", "")
+        assert f"overlay written to {file}" in err
         picture = np.asarray(Image.open(file).convert("RGB"))
         assert picture.std() > 10
 
@@ -115,18 +115,22 @@ class TestErrors:
         ("extra", "message"),
         [
             (["--p", "3"], "p must be in (0, 2.5]"),
-            (["--frames", "0"], "0"),
+            (["--frames", "0"], "--frames must be at least 1, got 0"),
+            (["--question", " "], "--question is empty"),
             (["--max-new-tokens", "0"], "--max-new-tokens must be at least 1, got 0"),
             (["--overlay", "x.jpg"], "--overlay must name a .png file"),
-            (["--overlay", "/nowhere/x.png"], "there is no folder"),
-            (["--layers", "40"], "--layers must be from 0 to 17, got [40]"),
+            (["--overlay", "/nowhere/x.png"], "--overlay cannot be written"),
+            (["--overlay", "/proc/x.png"], "--overlay cannot be written"),
+            (["--layers", "3"], "give --overlay"),
+            (["--layers", "40", "--overlay", "x.png"], "--layers must be from 0 to 17, got [40]"),
             (["--device", "cuda"], "--device cuda cannot be used: this PyTorch finds no CUDA device"),
             (["--device", "cuda:7"], "--device cuda:7 cannot be used"),
             (["--attention", "flash_attention_2"], "FlashAttention"),
-            (["--relevance", "/nowhere/siglip"], "/nowhere/siglip"),
+            (["--relevance", "/nowhere/siglip"], "relevance='/nowhere/siglip' cannot be loaded"),
+            (["--device", "abacus"], "--device must be cpu, cuda"),
             (["--impl", "triton"], "impl='triton' cannot run"),
             (["--last", "18"], "last must be a layer of the model, at most 17"),
-            (["--model", "/nowhere/model"], "nowhere"),
+            (["--model", "/nowhere/model"], "--model /nowhere/model cannot be loaded"),
         ],
     )
     def test_exit_code_2_and_one_message(self, capsys, bikes, extra, message):

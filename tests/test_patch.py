@@ -289,6 +289,28 @@ class TestQuestion:
         assert not any(s.significant for s in unasked.segments)
 
 
+def test_segments_do_not_depend_on_global_debiasing(sdpa):
+    inputs = make_inputs(sdpa, ["What is in the picture?"], frames=12, seed=3)
+    segments = []
+    for debias in (True, False):
+        config = adatp.AdaTPConfig(tau_s=0.99, global_debias=debias)
+        with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, config, relevance=sdpa.relevance) as pruned:
+            sdpa.model(**inputs)
+        segments.append([(s.start, s.stop) for s in pruned.report.samples[0].segments])
+        assert (pruned.report.samples[0].similarity is not None) == debias
+        assert pruned.report.notes == ()
+    assert segments[0] == segments[1]
+
+
+def test_a_video_of_which_nothing_is_left_is_noted(sdpa):
+    inputs = make_inputs(sdpa, ["What is in the picture?"])
+    config = adatp.AdaTPConfig(p=1e-6)
+    with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, config, relevance=sdpa.relevance) as pruned:
+        assert sdpa.model(**inputs).logits.isfinite().all()
+    assert pruned.report.samples[0].kept[2:] == (0,) * 14
+    assert any("no visual token left" in note for note in pruned.report.notes)
+
+
 class TestNoTextEncoder:
     def test_every_ratio_is_r_and_the_user_is_told_once(self, sdpa, sdpa_inputs):
         with pytest.warns(adatp.NoRelevanceWarning, match="no global debiasing"):

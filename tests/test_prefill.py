@@ -37,8 +37,6 @@ def test_every_layer_keeps_what_the_oracle_keeps(small, config):
     states = small.model.model.vision_tower(inputs["pixel_values_videos"][0], output_hidden_states=True)
     frames = small.relevance.frames(states.hidden_states[-1]).tolist()
     question = small.relevance.text(["What is in the picture?"])[0].tolist()
-    if not config.global_debias:
-        frames = states.hidden_states[-1].mean(1).tolist()
     ids = oracle.segments(frames, config.tau_s) if config.segments else [0] * n
     similarity = [oracle.cosine(frame, question) for frame in frames]
     chosen = oracle.significant(similarity, ids, config.tau_t)

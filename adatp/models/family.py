@@ -1,4 +1,11 @@
-"""What the engine has to know of a model family."""
+"""What the engine has to know of a model family.
+
+Taken for granted, so a model must have it to become a family: a method `get_video_features` of the body, whose output
+carries the vision tower's `hidden_states`, and which the body may be handed as `mm_encoder_outputs["video"]`; decoder
+layers that are called with `position_embeddings`, `position_ids`, `attention_mask` and `past_key_values` by keyword and
+leave post-rotary keys in `past_key_values.layers[i].keys`; a SigLIP vision tower, where there is to be text relevance;
+and, for the FLOPs of the report, a decoder of Qwen2's layers.
+"""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
@@ -12,10 +19,10 @@ class Family(ABC):
     """One model instance, seen as its family lays it out.
 
     Attributes:
-        model_type: `config.model_type` of the family.
+        model_type: `config.model_type` of the family, by which it is found.
         body: the module whose forward receives `input_ids` and the video.
         decoder: the language model, with `layers` and a Hugging Face `config`.
-        tower: the modules that turn pixels into visual tokens.
+        tower: the modules that turn pixels into visual tokens; their first runs are the "tower" in timings.
     """
 
     model_type: ClassVar[str]
