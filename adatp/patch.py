@@ -90,11 +90,8 @@ class Pruned:
         del self._model.__dict__[_MARK]
         self._local = threading.local()
 
-    def __deepcopy__(self, memo: Any) -> "Pruned":
+    def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a model cannot be copied or pickled while AdaTP is applied to it; call remove() first")
-
-    def __reduce__(self) -> Any:
-        self.__deepcopy__(None)
 
     def __enter__(self) -> "Pruned":
         return self
@@ -136,22 +133,21 @@ class Pruned:
             raise ValueError("labels cannot be given: a pruned prefill has logits only for the tokens that are left")
 
     def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the body: find the video. Reads the prompt's ids, before any of the prefill is queued."""
+        """Before the body: find the video. Reads the prompt's ids and mask, before any of the prefill is queued."""
         self._active = None
-        kwargs = self._signature.bind_partial(*args, **kwargs).arguments
-        video = (kwargs.get("mm_encoder_outputs") or {}).get("video")
-        cache = kwargs.get("past_key_values")
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        input_ids, cache = given.get("input_ids"), given.get("past_key_values")
+        features = (given.get("mm_encoder_outputs") or {}).get("video")
         if cache is not None and cache.get_seq_length() > 0:
-            joins = video is not None or kwargs.get("pixel_values_videos") is not None
-            new = kwargs.get("input_ids")
-            if joins or (new is not None and new.shape[1] > 1 and self._family.has_video(new)):
+            # a continuation: its prompt was pruned, its new tokens are not; decoding a single token reads nothing
+            arrives = features is not None or given.get("pixel_values_videos") is not None
+            if arrives or (input_ids is not None and input_ids.shape[1] > 1 and self._family.has_video(input_ids)):
                 raise ValueError(
                     "a video that joins a cache which already holds tokens cannot be pruned (a cached prefix, a "
                     "further video, or chunked prefill): give the whole prompt at once, with an empty cache"
                 )
-            return  # a continuation: its prompt was pruned, its new tokens are not
+            return
         self._report = None
-        input_ids = kwargs.get("input_ids")
         if input_ids is None:
             self._report = passed_through("the prompt came as inputs_embeds, in which no video can be found")
             return
@@ -160,23 +156,19 @@ class Pruned:
             self._report = passed_through("no video in the prompt")
             return
         check_cache(cache)
-        attention = self._family.decoder.config._attn_implementation
-        if attention not in SUPPORTED_ATTENTION:
-            raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
-        decoder = self._family.decoder
-        if decoder.training and any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.layers):
-            raise ValueError("gradient checkpointing would run the cuts twice; turn it off, or call model.eval()")
-        mask = kwargs.get("attention_mask")
-        if mask is not None:
-            if mask.ndim != 2:
-                raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
-            mask = mask.cpu().bool()
-            if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-                raise ValueError("attention_mask must be padded on the left only; set padding_side='left'")
-        layout = self._family.layout(input_ids, mask)
+        self._check_decoder()
+        layout = self._family.layout(input_ids, _left_padding(given.get("attention_mask")))
         compares = self.config.global_debias and self.relevance is not None
         questions = self._questions(input_ids, layout) if compares else None
-        self._active = PrunedForward(self._family, self.config, layout, video, questions, self._impl)
+        self._active = PrunedForward(self._family, self.config, layout, features, questions, self._impl)
+
+    def _check_decoder(self) -> None:
+        decoder = self._family.decoder
+        attention = decoder.config._attn_implementation
+        if attention not in SUPPORTED_ATTENTION:
+            raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
+        if decoder.training and any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.layers):
+            raise ValueError("gradient checkpointing would run the cuts twice; turn it off, or call model.eval()")
 
     def _questions(self, input_ids: Tensor, layout: PromptLayout) -> list[str]:
         batch = input_ids.shape[0]
@@ -280,6 +272,18 @@ def apply(
             "or AdaTPConfig(global_debias=False)"
         )
     return Pruned(model, family, config, tokenizer=tokenizer, relevance=loaded, question=question, impl=impl)
+
+
+def _left_padding(mask: Tensor | None) -> Tensor | None:
+    """The prompts' `[B, L]` mask on the host, as bool; refused where it is anything but padding on the left."""
+    if mask is None:
+        return None
+    if mask.ndim != 2:
+        raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
+    mask = mask.cpu().bool()
+    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
+        raise ValueError("attention_mask must be padded on the left only; set padding_side='left'")
+    return mask
 
 
 def _load_relevance(relevance: Relevance | str | None, family: Family, model: Any) -> tuple[Relevance | None, str]:
