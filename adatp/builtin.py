@@ -115,11 +115,11 @@ def load_builtin(
         image_processor=LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=config.image_grid_pinpoints),
         tokenizer=tokenizer,
         video_processor=VideoProcessor(size=size),
-        num_image_tokens=(image_size // 14) ** 2,
+        num_image_tokens=(image_size // vision.patch_size) ** 2,
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     )
-    return Builtin(model, processor, Relevance(siglip, _tokenizer("right"), tower_layers=3).eval())
+    return Builtin(model, processor, Relevance(siglip, _tokenizer("right"), tower.num_hidden_layers).eval())
 
 
 def _tokenizer(padding_side: str) -> PreTrainedTokenizerFast:

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from adatp.masks import additive
+
 
 class PrunedLayer(DynamicLayer):
     """A growing cache layer that holds only the prompt tokens which entered its decoder layer.
@@ -92,11 +94,7 @@ class PrunedLayer(DynamicLayer):
             visible = torch.ones(1, dtype=torch.bool, device=own.device).expand(shape)
         else:
             visible = (self.kept if own.ndim == 2 else self.kept[:, None, None, :]).expand(shape)
-        if own.is_floating_point():
-            lowest = torch.finfo(own.dtype).min
-            prompt = torch.zeros(shape, dtype=own.dtype, device=own.device).masked_fill_(~visible, lowest)
-        else:
-            prompt = visible.to(own.dtype)
+        prompt = additive(visible, own.dtype) if own.is_floating_point() else visible.to(own.dtype)
         return torch.cat([prompt, since_prompt], -1)
 
 

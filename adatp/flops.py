@@ -96,15 +96,7 @@ def prefill_flops(text_config: Any, lengths: Sequence[int], full_length: int) ->
         lengths: tokens at the input of every decoder layer.
         full_length: tokens of the whole prompt.
     """
-    count = _LayerCounter(text_config)
-    pruned = [count(length) for length in lengths]
-    full = count(full_length)
-    return Flops(
-        linear=sum(linear for linear, _ in pruned),
-        linear_full=full[0] * len(lengths),
-        attention=sum(attention for _, attention in pruned),
-        attention_full=full[1] * len(lengths),
-    )
+    return PrefillCounter(text_config)(lengths, full_length)
 
 
 def schedule_lengths(config: AdaTPConfig, layers: int, visual_tokens: int, text_tokens: int) -> list[int]:
@@ -128,8 +120,11 @@ def shape_flops(shape: ModelShape, config: AdaTPConfig, text_tokens: int) -> tup
     return prefill_flops(text_config, lengths, visual + text_tokens), lengths
 
 
-class _LayerCounter:
-    """Counts one decoder layer at a given length, on the meta device, where nothing is computed or stored."""
+class PrefillCounter:
+    """`prefill_flops` for many prefills of one model: a layer is counted once at each length.
+
+    On the meta device, where nothing is computed or stored.
+    """
 
     def __init__(self, text_config: Any) -> None:
         from transformers import Qwen2Model
@@ -144,11 +139,19 @@ class _LayerCounter:
             self._model = Qwen2Model(config)
         self._count = lru_cache(maxsize=None)(self._measure)
 
-    def __call__(self, length: int) -> tuple[int, int]:
-        """(linear, attention) FLOPs of one layer over `length` tokens."""
-        return self._count(length)
+    def __call__(self, lengths: Sequence[int], full_length: int) -> Flops:
+        """See `prefill_flops`."""
+        pruned = [self._count(length) for length in lengths]
+        full = self._count(full_length)
+        return Flops(
+            linear=sum(linear for linear, _ in pruned),
+            linear_full=full[0] * len(lengths),
+            attention=sum(attention for _, attention in pruned),
+            attention_full=full[1] * len(lengths),
+        )
 
     def _measure(self, length: int) -> tuple[int, int]:
+        """(linear, attention) FLOPs of one layer over `length` tokens."""
         layer, config = self._model.layers[0], self._model.config
         hidden = torch.empty(1, length, config.hidden_size, device="meta", dtype=self._model.dtype)
         table = torch.empty(1, length, layer.self_attn.head_dim, device="meta", dtype=self._model.dtype)

@@ -84,7 +84,7 @@ class PrunedForward:
         if relevance is None or self._questions is None:
             self._notes.append("no aligned text encoder: every segment gets the same ratio (no global debiasing)")
             return False
-        has_video = (self._layout.frame >= 0).any(1).tolist()
+        has_video = self._layout.has_video().tolist()
         for b, (question, video) in enumerate(zip(self._questions, has_video, strict=True)):
             if video and not question:
                 note = f"sample {b} has no question: each of its segments gets the same ratio; pass question=..."
@@ -158,15 +158,14 @@ class PrunedForward:
 
 def _kept(tokens: Tokens) -> Tensor | None:
     """`[B, W]` bool, False in padding; None where no sample is padded."""
-    if not any(tokens.padding):
+    if tokens.first_token is None:
         return None
-    padding = torch.tensor(tokens.padding).to(tokens.hidden.device, non_blocking=True)
-    return torch.arange(tokens.width, device=tokens.hidden.device) >= padding[:, None]
+    return torch.arange(tokens.width, device=tokens.hidden.device) >= tokens.first_token[:, None]
 
 
 def _per_sample(features: Tensor, layout: PromptLayout) -> Tensor:
     """`[videos, n, F]` in prompt order to `[B, n, F]`; a sample without a video gets the first one's, unused."""
-    has_video = (layout.frame >= 0).any(1)
+    has_video = layout.has_video()
     owners = has_video.nonzero().flatten()
     copies, rest = divmod(len(owners), features.shape[0])
     if rest or copies == 0:

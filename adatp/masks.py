@@ -1,6 +1,7 @@
-"""Attention masks of pruned layers in a prefill, in the form each attention implementation takes.
+"""Attention masks of pruned layers, in the form each attention implementation takes.
 
-Made here rather than by transformers, which would read a padded batch's mask from the device at every cut.
+A prefill's are made here rather than by transformers, which would read a padded batch's mask from the device at every
+cut.
 """
 
 import torch
@@ -28,5 +29,10 @@ def prefill_mask(kept: Tensor | None, hidden: Tensor, attention: str) -> Tensor 
         visible = visible & (kept[:, None, None, :] | itself)
     if attention == "sdpa":
         return visible
-    lowest = torch.finfo(hidden.dtype).min
-    return torch.zeros(visible.shape, dtype=hidden.dtype, device=hidden.device).masked_fill_(~visible, lowest)
+    return additive(visible, hidden.dtype)
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as one to be added to logits: 0 where visible, the lowest finite number elsewhere."""
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)

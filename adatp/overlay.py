@@ -17,9 +17,7 @@ _WIDTH = 320  # pixels a frame is drawn with
 
 def default_layers(sample: Sample) -> list[int]:
     """The layers worth a look: the first pruned one and the first with the final count."""
-    kept = sample.kept
-    first = next((i for i, count in enumerate(kept) if count < kept[0]), 0)
-    return sorted({first, kept.index(kept[-1])})
+    return sorted({sample.first_cut, sample.kept.index(sample.kept[-1])})
 
 
 def veil(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:

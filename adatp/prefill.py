@@ -5,6 +5,7 @@ position occurs at most once per segment, a cut keeps exactly its quota, or all 
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,9 +37,17 @@ class PromptLayout:
     frames: int
     tokens_per_frame: int
 
+    def has_video(self) -> Tensor:
+        """`[B]` bool: the samples with a video."""
+        return (self.frame >= 0).any(1)
+
     def visual_tokens(self) -> list[int]:
         """Prunable tokens N_v of each sample."""
         return _ints((self.frame >= 0).sum(1))
+
+    def fixed_tokens(self) -> list[int]:
+        """Tokens of each sample that always stay."""
+        return _ints((self.frame == FIXED).sum(1))
 
 
 @dataclass
@@ -70,6 +79,11 @@ class Tokens:
     def padding(self) -> list[int]:
         """Left padding of each sample."""
         return [self.width - count for count in self.counts]
+
+    @cached_property
+    def first_token(self) -> Tensor | None:
+        """`[B]` int64 slot of each sample's first token, on the device; None where no sample is padded."""
+        return torch.tensor(self.padding).to(self.hidden.device, non_blocking=True) if any(self.padding) else None
 
 
 @dataclass(frozen=True)
@@ -122,7 +136,8 @@ class Prefill:
 
         device = features.device
         visual, text = layout.frame >= 0, layout.text
-        if bool((visual.any(1) & ~text.any(1)).any()):
+        has_video = layout.has_video()
+        if bool((has_video & ~text.any(1)).any()):
             raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
         length = layout.frame.shape[1]
         # Everything after the video stays to the end, so its distance from the end never changes.
@@ -130,7 +145,8 @@ class Prefill:
         last_visual = torch.where(visual, torch.arange(length), -1).amax(1, keepdim=True)
         self._before = _ints((present & (visual.cumsum(1) == 0)).sum(1))
         self._after = _ints((present & (torch.arange(length) > last_visual)).sum(1))
-        self._has_video = visual.any(1).tolist()
+        self._fixed = layout.fixed_tokens()
+        self._has_video = has_video.tolist()
         self._rows_from_end = _rows_from_end(text).to(device, non_blocking=True)
 
         n = features.shape[1]
@@ -190,8 +206,7 @@ class Prefill:
         if self.plan is None:
             self.plan = self._read(keep, tokens.segment)
         visual = _ints(self.plan.kept[:, k].sum(1))
-        fixed = _ints((self.layout.frame == FIXED).sum(1))
-        counts = [v + f for v, f in zip(visual, fixed, strict=True)]
+        counts = [v + f for v, f in zip(visual, self._fixed, strict=True)]
         moved = compact(
             keep,
             counts,
@@ -209,8 +224,8 @@ class Prefill:
     def _keep(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float, quota: Tensor) -> Tensor:
         """`[B, W]` bool: what stays of `tokens`."""
         start, stop = self._columns(tokens)
-        padding = torch.tensor(tokens.padding).to(key.device, non_blocking=True) if any(tokens.padding) else None
-        scores = score(query, key, self.rows(tokens), (start, stop), scale=scale, first_key=padding, impl=self.impl)
+        rows = self.rows(tokens)
+        scores = score(query, key, rows, (start, stop), scale=scale, first_key=tokens.first_token, impl=self.impl)
         keep = tokens.segment != PADDING
         keep[:, start:stop] = select(
             scores,

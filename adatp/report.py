@@ -1,16 +1,15 @@
 """What a prefill kept, layer by layer and segment by segment."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adatp.flops import Flops, prefill_flops
+from adatp.flops import Flops, PrefillCounter
 from adatp.prefill import Prefill
-from adatp_kernels.select import FIXED
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,11 @@ class Sample:
     def visual_tokens(self) -> int:
         return self.frames * self.tokens_per_frame
 
+    @property
+    def first_cut(self) -> int:
+        """The first layer whose input lacks visual tokens; 0 if there is none."""
+        return next((layer for layer, kept in enumerate(self.kept) if kept < self.kept[0]), 0)
+
     def lengths(self) -> list[int]:
         """Tokens at every layer's input."""
         return [kept + self.other_tokens for kept in self.kept]
@@ -99,10 +103,10 @@ class PruningReport:
         """
         if not self.pruned:
             raise ValueError(f"the last prefill was not pruned ({self.reason}), so it has no FLOPs ratio")
+        count = PrefillCounter(self._text_config)
         total = Flops(0, 0, 0, 0)
         for sample in self.samples:
-            whole = sample.visual_tokens + sample.other_tokens
-            total = total + prefill_flops(self._text_config, sample.lengths(), whole)
+            total = total + count(sample.lengths(), sample.visual_tokens + sample.other_tokens)
         return total
 
     def __str__(self) -> str:
@@ -129,16 +133,7 @@ class PruningReport:
                 "question": s.question,
                 "kept": list(s.kept),
                 "similarity": None if s.similarity is None else list(s.similarity),
-                "segments": [
-                    {
-                        "start": g.start,
-                        "stop": g.stop,
-                        "similarity": g.similarity,
-                        "significant": g.significant,
-                        "kept": list(g.kept),
-                    }
-                    for g in s.segments
-                ],
+                "segments": [{**asdict(g), "kept": list(g.kept)} for g in s.segments],
             }
             for s in self.samples
         ]
@@ -166,7 +161,7 @@ def build_report(
     assert plan is not None, "a finished prefill has made its first cut"
     cuts = list(prefill.cuts)
     samples = []
-    for b, visual in enumerate(layout.visual_tokens()):
+    for b, (visual, fixed) in enumerate(zip(layout.visual_tokens(), layout.fixed_tokens(), strict=True)):
         frames = visual // layout.tokens_per_frame
         home = plan.segment_of_frame[b, :frames].tolist()
         similar = plan.similarity[b, :frames].tolist()
@@ -187,7 +182,7 @@ def build_report(
             Sample(
                 frames=frames,
                 tokens_per_frame=layout.tokens_per_frame,
-                other_tokens=int((layout.frame[b] == FIXED).sum()),
+                other_tokens=fixed,
                 question=questions[b] if known and questions else None,
                 kept=_by_layer(layers, visual, cuts, plan.kept[b].sum(1).tolist()),
                 similarity=tuple(similar) if known else None,

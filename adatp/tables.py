@@ -95,7 +95,6 @@ def _segments(sample: Sample, clip: Clip) -> Table:
     )  # fmt: skip
     for column in table.columns:
         column.justify = "right"
-    first = next((i for i, kept in enumerate(sample.kept) if kept < sample.kept[0]), 0)
     for number, segment in enumerate(sample.segments):
         table.add_row(
             str(number),
@@ -103,7 +102,7 @@ def _segments(sample: Sample, clip: Clip) -> Table:
             f"{clip.times[segment.start]:.1f}-{clip.times[segment.stop - 1]:.1f}",
             "-" if segment.similarity is None else f"{segment.similarity:.3f}",
             "yes" if segment.significant else "",
-            str(segment.kept[first]),
+            str(segment.kept[sample.first_cut]),
             str(segment.kept[-1]),
         )
     return table

@@ -1,9 +1,13 @@
 """The arrows of the house point one way: cli -> adatp -> adatp_kernels -> torch, triton."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+
+import adatp
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +56,19 @@ def test_the_package_has_no_circles():
             if current not in seen:
                 seen.add(current)
                 stack += graph.get(current, ())
+
+
+def test_the_command_line_starts_without_torch_and_transformers():
+    code = "import sys, adatp.cli; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
+    result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_every_public_name_is_found():
+    for name in adatp.__all__:
+        assert getattr(adatp, name).__name__ == name
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = adatp.nonsense
 
 
 def test_nothing_but_the_entry_points_imports_the_command_line():

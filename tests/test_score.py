@@ -3,7 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
+from outputs import Outputs
 
 import adatp_kernels.score as score_module
 from adatp_kernels.score import score
@@ -250,25 +250,10 @@ def test_the_chunk_size_of_the_rows_changes_nothing(monkeypatch, elements):
     assert_close(chunked, measured(query, key, rows, (5, 33), 0.4, first_key))
 
 
-class Largest(TorchDispatchMode):
-    """The most elements that any tensor had that an operation put out."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for value in torch.utils._pytree.tree_leaves(result):
-            if isinstance(value, torch.Tensor):
-                self.elements = max(self.elements, value.numel())
-        return result
-
-
 def test_largest_sees_a_buffer():
-    with Largest() as seen:
+    with Outputs() as seen:
         torch.zeros(30, 1) @ torch.zeros(1, 40)
-    assert seen.elements == 1200
+    assert max(seen.all) == 1200
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 2])
@@ -276,10 +261,10 @@ def test_neither_the_attention_map_nor_all_rows_of_all_heads_exist(monkeypatch, 
     heads, groups, count, length, dim = 4, 2, 8, 64, 2
     monkeypatch.setattr(score_module, "BUFFER_ELEMENTS", rows_at_once * heads * length)
     query, key, rows = make(1, heads, groups, count, length, dim)
-    with Largest() as seen:
+    with Outputs() as seen:
         score(query, key, rows, (5, 50), scale=0.7)
-    assert seen.elements < min(length * length, heads * count * length)
-    assert seen.elements <= max(rows_at_once * heads * length, groups * length * dim, count * heads * dim)
+    assert max(seen.all) < min(length * length, heads * count * length)
+    assert max(seen.all) <= max(rows_at_once * heads * length, groups * length * dim, count * heads * dim)
 
 
 @pytest.mark.parametrize(
@@ -291,11 +276,11 @@ def test_buffers_at_real_sizes(heads, groups, dim, length, count):
     key = torch.empty(1, groups, length, dim, device="meta")
     rows = torch.empty(1, count, dtype=torch.int64, device="meta")
     first_key = torch.empty(1, dtype=torch.int64, device="meta")
-    with Largest() as seen:
+    with Outputs() as seen:
         result = score(query, key, rows, (14, 14 + 6272), scale=dim**-0.5, first_key=first_key)
     assert result.shape == (1, 6272)
-    assert seen.elements <= max(score_module.BUFFER_ELEMENTS, key.numel())
-    assert seen.elements < min(length * length, heads * count * length)
+    assert max(seen.all) <= max(score_module.BUFFER_ELEMENTS, key.numel())
+    assert max(seen.all) < min(length * length, heads * count * length)
 
 
 GOOD = {
