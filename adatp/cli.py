@@ -104,7 +104,6 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.layers and arguments.overlay is None:
         raise ValueError("--layers says what --overlay draws; give --overlay FILE.png too")
     _check_overlay(arguments.overlay)
-    resolve(arguments.impl)
 
     from rich.console import Console
 
@@ -129,6 +128,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
         _check_device(device)
+        resolve(arguments.impl, torch.device(device))
         tell("decoding the video")
         clip, decoding = decode(arguments.video, arguments.frames)
         tell("loading the model")

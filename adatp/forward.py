@@ -140,7 +140,7 @@ class PrunedForward:
 
     @torch.no_grad()
     def _text_queries(self, index: int, prefill: Prefill, tokens: Tokens) -> Tensor:
-        rows = prefill.rows(tokens).clamp(min=0)  # [B, T]
+        rows = tokens.places.rows.clamp(min=0)  # [B, T]
         hidden, cos, sin = (
             t.gather(1, rows[:, :, None].expand(-1, -1, t.shape[2])) for t in (tokens.hidden, tokens.cos, tokens.sin)
         )
@@ -158,9 +158,10 @@ class PrunedForward:
 
 def _kept(tokens: Tokens) -> Tensor | None:
     """`[B, W]` bool, False in padding; None where no sample is padded."""
-    if tokens.first_token is None:
+    first_token = tokens.places.first_token
+    if first_token is None:
         return None
-    return torch.arange(tokens.width, device=tokens.hidden.device) >= tokens.first_token[:, None]
+    return torch.arange(tokens.width, device=tokens.hidden.device) >= first_token[:, None]
 
 
 def _per_sample(features: Tensor, layout: PromptLayout) -> Tensor:

@@ -250,7 +250,7 @@ def apply(
     family = family_of(model)
     if _MARK in model.__dict__:
         raise RuntimeError("AdaTP is already applied to this model; call remove() on what the first apply() returned")
-    resolve(impl)
+    resolve(impl, family.decoder.device)
     text_config = family.decoder.config
     config.last_of(text_config.num_hidden_layers)
     if "sliding_attention" in (getattr(text_config, "layer_types", None) or ()):

@@ -5,7 +5,6 @@ position occurs at most once per segment, a cut keeps exactly its quota, or all 
 """
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from adatp.config import AdaTPConfig
 from adatp_kernels.compact import compact
 from adatp_kernels.dispatch import Impl
 from adatp_kernels.score import score
-from adatp_kernels.select import FIXED, PADDING, select
+from adatp_kernels.select import FIXED, PADDING, segment_begins, select
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,7 @@ class Tokens:
         position: `[B, W]` int64 spatial position.
         origin: `[B, W]` int64 index in the whole prompt, `PADDING` in padding.
         counts: tokens of each sample, padding not counted.
+        places: where to find what a cut looks for among them.
     """
 
     hidden: Tensor
@@ -70,6 +70,7 @@ class Tokens:
     position: Tensor
     origin: Tensor
     counts: list[int]
+    places: "Places"
 
     @property
     def width(self) -> int:
@@ -80,10 +81,20 @@ class Tokens:
         """Left padding of each sample."""
         return [self.width - count for count in self.counts]
 
-    @cached_property
-    def first_token(self) -> Tensor | None:
-        """`[B]` int64 slot of each sample's first token, on the device; None where no sample is padded."""
-        return torch.tensor(self.padding).to(self.hidden.device, non_blocking=True) if any(self.padding) else None
+
+@dataclass(frozen=True)
+class Places:
+    """Slots of a batch, on the device.
+
+    Attributes:
+        rows: `[B, T]` int64: the text rows, -1 for a row not in use.
+        first_token: `[B]` int64: each sample's first token; None where no sample is padded.
+        begin: `[B, S]` int64: where each segment begins, as `select` takes it; None as long as the host does not know.
+    """
+
+    rows: Tensor
+    first_token: Tensor | None
+    begin: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -147,7 +158,8 @@ class Prefill:
         self._after = _ints((present & (torch.arange(length) > last_visual)).sum(1))
         self._fixed = layout.fixed_tokens()
         self._has_video = has_video.tolist()
-        self._rows_from_end = _rows_from_end(text).to(device, non_blocking=True)
+        self._rows_from_end = _rows_from_end(text)
+        self._device = device
 
         n = features.shape[1]
         self._segment_of_frame = (
@@ -159,19 +171,25 @@ class Prefill:
         self._significant = torch.zeros(features.shape[0], n, dtype=torch.bool, device=device)
         if similarity is not None:
             self._significant = segments.mean_per_segment(similarity, self._segment_of_frame) > config.tau_t
-        self._quota = budget.quotas(
-            list(self.cuts.values()),
-            segments.frames_per_segment(self._segment_of_frame),
-            self._significant,
-            layout.tokens_per_frame,
-            config,
+        self._quota = _by_cut(
+            budget.quotas(
+                list(self.cuts.values()),
+                segments.frames_per_segment(self._segment_of_frame),
+                self._significant,
+                layout.tokens_per_frame,
+                config,
+            )
         )
+        self._places: list[Places] = []  # after every cut
 
     def tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tokens:
         """The uncut prompt: `[B, L, D]` hidden states and `[B or 1, L, d]` rotary tables."""
         batch, length = hidden.shape[:2]
         frame = self.layout.frame.to(hidden.device, non_blocking=True)
         segment = torch.where(frame >= 0, self._segment_of_frame.gather(1, frame.clamp(min=0)), frame)
+        counts = _ints((self.layout.frame != PADDING).sum(1))
+        padding = torch.tensor([length - count for count in counts])
+        (places,) = self._on_device([self._rows(length)], [padding], None)
         return Tokens(
             hidden=hidden,
             cos=cos.expand(batch, -1, -1),
@@ -179,12 +197,9 @@ class Prefill:
             segment=segment,
             position=self.layout.position.to(hidden.device, non_blocking=True),
             origin=torch.arange(length, device=hidden.device).expand(batch, -1),
-            counts=_ints((self.layout.frame != PADDING).sum(1)),
+            counts=counts,
+            places=places,
         )
-
-    def rows(self, tokens: Tokens) -> Tensor:
-        """`[B, T]` int64: where the text rows stand among `tokens`, -1 for a row not in use."""
-        return torch.where(self._rows_from_end > 0, tokens.width - self._rows_from_end, -1)
 
     def cut(self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tokens:
         """What enters `layer`, given what the layer before it has put out.
@@ -192,19 +207,19 @@ class Prefill:
         Args:
             layer: one of `self.cuts`, each once and in order.
             tokens: the output of layer `layer - 1`.
-            query: `[B, H, T, d]` post-rotary queries of `rows(tokens)` in layer `layer - 1`.
+            query: `[B, H, T, d]` post-rotary queries of `tokens.places.rows` in layer `layer - 1`.
             key: `[B, G, W, d]` its post-rotary keys.
             scale: its attention's scaling.
         """
         k = list(self.cuts).index(layer)
-        quota = self._quota[:, k]
         if self.plan is not None and bool((self.plan.kept[:, k] == self.plan.kept[:, k - 1]).all()):
             self.origins[layer] = tokens.origin
             return tokens  # every quota is above what lives: nothing goes
 
-        keep = self._keep(tokens, query, key, scale, quota)
+        keep = self._keep(tokens, query, key, scale, self._quota[k])
         if self.plan is None:
             self.plan = self._read(keep, tokens.segment)
+            self._places = self._foresee(self.plan)
         visual = _ints(self.plan.kept[:, k].sum(1))
         counts = [v + f for v, f in zip(visual, self._fixed, strict=True)]
         moved = compact(
@@ -217,27 +232,27 @@ class Prefill:
         self.origins[layer] = origin
         return replace(
             tokens,
-            hidden=hidden, cos=cos, sin=sin, segment=segment, position=position, origin=origin, counts=counts,
+            hidden=hidden, cos=cos, sin=sin, segment=segment, position=position, origin=origin,
+            counts=counts, places=self._places[k],
         )  # fmt: skip
 
     @torch.no_grad()
     def _keep(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float, quota: Tensor) -> Tensor:
         """`[B, W]` bool: what stays of `tokens`."""
-        start, stop = self._columns(tokens)
-        rows = self.rows(tokens)
-        scores = score(query, key, rows, (start, stop), scale=scale, first_key=tokens.first_token, impl=self.impl)
-        keep = tokens.segment != PADDING
-        keep[:, start:stop] = select(
+        columns, places = self._columns(tokens), tokens.places
+        scores = score(query, key, places.rows, columns, scale=scale, first_key=places.first_token, impl=self.impl)
+        return select(
             scores,
-            tokens.segment[:, start:stop],
-            tokens.position[:, start:stop],
+            tokens.segment,
+            tokens.position,
             quota,
             positions=self.layout.tokens_per_frame,
+            start=columns[0],
+            begin=places.begin,
             # after the first cut no position occurs twice in a segment
             deduplicate=self.config.local_debias and self.plan is None,
             impl=self.impl,
         )
-        return keep
 
     def _columns(self, tokens: Tokens) -> tuple[int, int]:
         """The smallest range of `tokens` with every sample's prunable tokens in it."""
@@ -253,8 +268,9 @@ class Prefill:
         batch, n = self._segment_of_frame.shape
         living = torch.zeros(batch, n, dtype=torch.int64, device=keep.device)
         living.scatter_add_(1, segment.clamp(min=0), (keep & (segment >= 0)).long())
-        kept = torch.cat([living[:, None], self._quota[:, 1:]], 1).cummin(1).values  # [B, K, S]
+        kept = torch.cat([living[None], self._quota[1:]]).cummin(0).values  # [K, B, S]
         self._quota = kept
+        kept = _by_cut(kept)  # [B, K, S]
         similarity = self._similarity
         if similarity is None:
             similarity = torch.full((batch, n), float("nan"), device=keep.device)
@@ -263,6 +279,45 @@ class Prefill:
         host = torch.cat([part.double() for part in parts], 1).cpu()
         segment_of_frame, similar, significant, counts = host.split([n, n, n, kept.shape[1] * n], 1)
         return Plan(segment_of_frame.long(), similar, significant.bool(), counts.long().view(kept.shape))
+
+    def _foresee(self, plan: Plan) -> list[Places]:
+        """Where everything stands after every cut, computed on the host and sent in one go."""
+        visual = plan.kept.sum(2)  # [B, K]
+        counts = visual + torch.tensor(self._fixed)[:, None]
+        width = counts.amax(0)  # [K]
+        padding = (width - counts).T  # [K, B]
+        # fixed tokens before each segment, and the survivors of those before it
+        n = plan.segment_of_frame.shape[1]
+        fixed = (self.layout.frame == FIXED).long()
+        before_token = torch.nn.functional.pad(fixed.cumsum(1), (1, 0))  # [B, L + 1]
+        before_frame = before_token.gather(1, segment_begins(self.layout.frame, n + 1))  # [B, n + 1]
+        before = before_frame.gather(1, segment_begins(plan.segment_of_frame, n))  # [B, S]
+        begin = padding[:, :, None] + before + _by_cut(plan.kept.cumsum(2) - plan.kept)  # [K, B, S]
+        return self._on_device([self._rows(int(w)) for w in width], list(padding), list(begin))
+
+    def _rows(self, width: int) -> Tensor:
+        """`[B, T]` on the host: where the text rows stand among `width` slots."""
+        return torch.where(self._rows_from_end > 0, width - self._rows_from_end, -1)
+
+    def _on_device(self, rows: list[Tensor], padding: list[Tensor], begin: list[Tensor] | None) -> list[Places]:
+        """`Places` for each of several widths, from host tensors, in one transfer that nothing waits for."""
+        parts = [torch.stack(rows), torch.stack(padding)[:, :, None]] + ([] if begin is None else [torch.stack(begin)])
+        # every part contiguous for itself
+        sent = torch.cat([part.flatten() for part in parts]).to(self._device, non_blocking=True)
+        split = [t.view(p.shape) for t, p in zip(sent.split([p.numel() for p in parts]), parts, strict=True)]
+        return [
+            Places(
+                rows=split[0][k],
+                first_token=split[1][k, :, 0] if bool(padding[k].any()) else None,
+                begin=None if begin is None else split[2][k],
+            )
+            for k in range(len(rows))
+        ]
+
+
+def _by_cut(values: Tensor) -> Tensor:
+    """`[B, K, S]` to `[K, B, S]` and back, each cut contiguous for itself."""
+    return values.transpose(0, 1).contiguous()
 
 
 def _rows_from_end(text: Tensor) -> Tensor:

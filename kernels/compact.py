@@ -27,12 +27,19 @@ def compact(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor], *, i
     Raises:
         ValueError: shapes that do not fit together.
     """
-    if keep.ndim != 2 or len(counts) != keep.shape[0]:
-        raise ValueError(f"keep must be [B, L] with a count per sample, got {tuple(keep.shape)}, {len(counts)} counts")
+    if keep.ndim != 2 or keep.shape[0] < 1 or len(counts) != keep.shape[0]:
+        raise ValueError(
+            f"keep must be [B, L], B >= 1, with a count per sample, got {tuple(keep.shape)} and {len(counts)} counts"
+        )
     for tensor in tensors:
         if tensor.shape[:2] != keep.shape:
             raise ValueError(f"every tensor must begin with {tuple(keep.shape)}, got {tuple(tensor.shape)}")
-    resolve(impl)
+    if resolve(impl, keep.device) == "triton":
+        from adatp_kernels.compact_triton import compact_triton
+
+        fills = [0 if tensor.is_floating_point() else PADDING for tensor in tensors]
+        moved: list[Tensor] = compact_triton(keep, list(counts), list(tensors), fills)
+        return moved
     return compact_reference(keep, counts, tensors)
 
 

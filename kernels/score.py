@@ -20,13 +20,15 @@ def score(
     *,
     scale: float,
     first_key: Tensor | None = None,
+    lse: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Mean softmax probability that the text rows give to each key of a column range.
 
     For sample b and column j: the mean over all heads and over the rows t in use of
     `softmax_i(scale * query[b, h, t] . key[b, g(h), i])[j]`, where i runs over the keys that row t may attend to,
-    `first_key[b] <= i <= rows[b, t]`. Accumulated in fp32, in an order that depends on nothing but the shapes.
+    `first_key[b] <= i <= rows[b, t]`. Accumulated in fp32, in an order that depends on nothing but the shapes and the
+    device.
 
     Args:
         query: `[B, H, T, D]` post-rotary queries of the text rows; any floating dtype.
@@ -37,30 +39,47 @@ def score(
         columns: `(start, stop)`, the key range that scores are wanted for.
         scale: factor of the logits, usually `D ** -0.5`.
         first_key: `[B]` int64, the first key that is no left padding; None where there is none.
-        impl: see `adatp_kernels.dispatch`.
+        lse: `[B, H, T]` float32, the natural log-sum-exp of each row's scaled logits over the keys it may attend to,
+            where the attention kernel has left it; None to have it found here. Read for rows in use only.
+        impl: see `adatp_kernels.dispatch`. `"triton"` takes float32, float16 and bfloat16, and D up to 256.
 
     Returns:
-        `[B, stop - start]` float32. A sample without rows in use scores 0 everywhere.
+        `[B, stop - start]` float32. A sample without rows in use scores 0 everywhere, and a row that may attend to no
+        key gives 0 to each.
 
     Raises:
-        ValueError: shapes that do not fit together, or columns outside the keys.
+        ValueError: shapes or dtypes that do not fit together, columns outside the keys, or what `impl` does not take.
     """
-    _check(query, key, rows, columns, first_key)
-    resolve(impl)
+    _check(query, key, rows, columns, first_key, lse)
+    if resolve(impl, query.device) == "triton":
+        from adatp_kernels.score_triton import score_triton
+
+        scores: Tensor = score_triton(query, key, rows, *columns, scale, first_key, lse)
+        return scores
     with _no_autocast(query.device.type):
-        return score_reference(query, key, rows, columns, scale=scale, first_key=first_key)
+        return score_reference(query, key, rows, columns, scale=scale, first_key=first_key, lse=lse)
 
 
 def score_reference(
-    query: Tensor, key: Tensor, rows: Tensor, columns: tuple[int, int], *, scale: float, first_key: Tensor | None
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    columns: tuple[int, int],
+    *,
+    scale: float,
+    first_key: Tensor | None = None,
+    lse: Tensor | None = None,
 ) -> Tensor:
     """`score` in PyTorch: a few rows at a time, so that the work is O(T L H D) and the memory O(L H)."""
+    start, stop = columns
+    index = torch.arange(key.shape[2], device=query.device)
+    wanted = slice(start, stop)
+    if lse is not None:  # nothing but the columns is looked at
+        key, index, wanted = key[:, :, start:stop], index[start:stop], slice(None)
     batch, heads, count, dim = query.shape
     groups, length = key.shape[1], key.shape[2]
-    start, stop = columns
     total = torch.zeros(batch, stop - start, dtype=torch.float32, device=query.device)
     keys = key.float().transpose(2, 3)  # [B, G, D, L]
-    index = torch.arange(length, device=query.device)
     step = max(1, BUFFER_ELEMENTS // max(1, batch * heads * length))
     for t in range(0, count, step):
         bound = rows[:, t : t + step]  # [B, t]
@@ -68,13 +87,14 @@ def score_reference(
         visible = index <= bound[:, :, None]  # [B, t, L]
         if first_key is not None:
             visible = visible & (index >= first_key[:, None, None])
+        hidden = ~visible[:, None]
         # the heads that share a key head lie side by side in the row axis, so keys are never repeated
         chunk = query[:, :, t : t + step].float().reshape(batch, groups, -1, dim)  # [B, G, H/G * t, D]
         logits = (chunk @ keys).mul_(scale).view(batch, heads, width, length)
-        logits = logits.masked_fill_(~visible[:, None], float("-inf"))
-        probability = logits.softmax(-1)[..., start:stop]  # [B, H, t, C]
-        unused = (bound < 0)[:, None, :, None]
-        total += probability.masked_fill(unused, 0.0).sum((1, 2))
+        logits = logits.masked_fill_(hidden, float("-inf"))
+        probability = logits.softmax(-1) if lse is None else logits.sub_(lse[:, :, t : t + step, None]).exp_()
+        # rows that see nothing have made NaN of it
+        total += probability[..., wanted].masked_fill(hidden[..., wanted], 0.0).sum((1, 2))
     in_use = (rows >= 0).sum(1, keepdim=True).clamp(min=1)
     return total / (heads * in_use)
 
@@ -85,16 +105,29 @@ def _no_autocast(device_type: str) -> AbstractContextManager[object]:
     return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
-def _check(query: Tensor, key: Tensor, rows: Tensor, columns: tuple[int, int], first_key: Tensor | None) -> None:
+def _check(
+    query: Tensor,
+    key: Tensor,
+    rows: Tensor,
+    columns: tuple[int, int],
+    first_key: Tensor | None,
+    lse: Tensor | None,
+) -> None:
     if query.ndim != 4 or key.ndim != 4 or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
         raise ValueError(
             f"query must be [B, H, T, D] and key [B, G, L, D], got {tuple(query.shape)} and {tuple(key.shape)}"
         )
-    if query.shape[1] % key.shape[1]:
+    if key.shape[1] < 1 or query.shape[1] % key.shape[1]:
         raise ValueError(f"query heads must be a multiple of key heads, got {query.shape[1]} and {key.shape[1]}")
+    if query.dtype != key.dtype:
+        raise ValueError(f"query and key must have one dtype, got {query.dtype} and {key.dtype}")
     if rows.shape != (query.shape[0], query.shape[2]):
         raise ValueError(f"rows must be [B, T] = {(query.shape[0], query.shape[2])}, got {tuple(rows.shape)}")
     if not 0 <= columns[0] <= columns[1] <= key.shape[2]:
         raise ValueError(f"columns must lie within the {key.shape[2]} keys, got {columns}")
     if first_key is not None and first_key.shape != query.shape[:1]:
         raise ValueError(f"first_key must be [B] = {(query.shape[0],)}, got {tuple(first_key.shape)}")
+    if lse is not None and (lse.shape != query.shape[:3] or lse.dtype != torch.float32):
+        raise ValueError(
+            f"lse must be [B, H, T] = {tuple(query.shape[:3])} float32, got {tuple(lse.shape)} {lse.dtype}"
+        )

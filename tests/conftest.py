@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from flash import use_flash
+from operators import Operators, runnable
 from sample_video import sample_video
 
 from adatp.builtin import load_builtin
@@ -52,3 +53,17 @@ def small(request):
 def sdpa():
     """The same, with sdpa only."""
     return load_builtin(image_size=84, layers=16, attention="sdpa")
+
+
+@pytest.fixture(scope="session", params=runnable())
+def operators(request):
+    """`score`, `select` and `compact` by every implementation that this process can run."""
+    return Operators(*request.param)
+
+
+@pytest.fixture(scope="session", params=[p for p in runnable() if p.id == "triton"] or [None])
+def kernels(request):
+    """The same by the Triton kernels alone."""
+    if request.param is None:
+        pytest.skip("the Triton kernels do not run here: no GPU, and TRITON_INTERPRET=1 is not set")
+    return Operators(*request.param)

@@ -1,15 +1,26 @@
-"""A whole prefill: against the oracle on a model, and as tensor code on its own."""
+"""A whole prefill: against the oracle on a model, and as tensor code on its own.
+
+Under Triton's interpreter the same tensor code runs through the kernels.
+"""
+
+from contextlib import contextmanager
 
 import oracle
 import pytest
 import torch
 from conftest import make_inputs
 from recompute import kept_tokens, prompt_embeds, recompute
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import adatp
 from adatp import prefill as prefill_module
 from adatp.prefill import Plan, Prefill, PromptLayout
-from adatp_kernels.select import FIXED, PADDING
+from adatp_kernels import compact_triton, score_triton, select_triton
+from adatp_kernels.dispatch import interpreted
+from adatp_kernels.select import FIXED, PADDING, segment_begins
+
+IMPL = "triton" if interpreted() else "reference"
 
 CONFIGS = {
     "paper": adatp.AdaTPConfig(),
@@ -23,6 +34,9 @@ CONFIGS = {
 
 
 @torch.no_grad()
+@pytest.mark.skipif(
+    interpreted(), reason="compared with the reference below, on fewer prefills: the interpreter is slow"
+)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_every_layer_keeps_what_the_oracle_keeps(small, config):
     inputs = make_inputs(small, ["What is in the picture?"], frames=11, seed=5)
@@ -97,18 +111,18 @@ def run(prefill, layout, device):
     tokens = prefill.tokens(random(2, length, 6), random(1, length, 4), random(1, length, 4))
     after = []
     for layer in prefill.cuts:
-        rows = prefill.rows(tokens).shape[1]
+        rows = tokens.places.rows.shape[1]
         tokens = prefill.cut(layer, tokens, random(2, 4, rows, 4), random(2, 2, tokens.width, 4), 0.5)
         after.append(tokens)
     return after
 
 
-def make(layout, device="cpu", **settings):
+def make(layout, device="cpu", impl=IMPL, **settings):
     torch.manual_seed(1)
     features = torch.randn(2, 5, 8)
     features[:, 1] = features[:, 0]
     config = adatp.AdaTPConfig(last=4, **settings)
-    return Prefill(config, 12, layout, features.to(device), torch.rand(2, 5).sub(0.4).to(device))
+    return Prefill(config, 12, layout, features.to(device), torch.rand(2, 5).sub(0.4).to(device), impl)
 
 
 def test_what_travels_with_a_token_stays_with_it(layout):
@@ -133,7 +147,7 @@ def test_what_travels_with_a_token_stays_with_it(layout):
 def test_rows_always_point_at_the_text_after_the_video(layout):
     prefill = make(layout)
     for tokens in run(prefill, layout, "cpu"):
-        rows = prefill.rows(tokens)
+        rows = tokens.places.rows
         for b in range(2):
             found = tokens.origin[b, rows[b][rows[b] >= 0]].sort().values
             assert torch.equal(found, layout.text[b].nonzero().flatten())
@@ -149,7 +163,8 @@ def test_counts_follow_from_the_first_cut(layout):
             assert tokens.counts[b] == living.sum() + (layout.frame[b] == FIXED).sum()
 
 
-def test_the_device_is_read_once(layout, monkeypatch):
+@pytest.mark.parametrize("impl", ["reference", "triton"])
+def test_the_device_is_read_once(layout, monkeypatch, impl):
     """Meta tensors have no data, so any read of the device but the one replaced here raises."""
     host = make(layout)
     expected = run(host, layout, "cpu")
@@ -160,7 +175,7 @@ def test_the_device_is_read_once(layout, monkeypatch):
         return host.plan
 
     monkeypatch.setattr(Prefill, "_read", read)
-    after = run(make(layout, "meta"), layout, "meta")
+    after = run(make(layout, "meta", impl), layout, "meta")
     assert reads == ["meta"]
     assert [t.hidden.shape for t in after] == [t.hidden.shape for t in expected]
     assert after[-1].hidden.device.type == "meta"
@@ -174,6 +189,96 @@ def test_the_one_read_is_one_transfer(layout, monkeypatch):
     run(prefill, layout, "cpu")
     assert len(transfers) == 1
     assert isinstance(prefill.plan, Plan)
+
+
+def test_the_segments_stand_where_the_plan_says(layout):
+    prefill = make(layout)
+    for tokens in run(prefill, layout, "cpu"):
+        video_ends = segment_begins(torch.where(tokens.segment >= 0, tokens.segment, 0).flip(1).cummin(1).values, 1)
+        found = segment_begins(tokens.segment, 5)
+        present = found < tokens.width
+        assert torch.equal(tokens.places.begin[present], found[present])
+        assert (tokens.places.begin.diff(dim=1) >= 0).all()
+        assert (tokens.places.begin[:, -1:] >= video_ends).all()
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations on meta tensors, views aside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        if not func.is_view and any(tensor.is_meta for tensor in tensors):
+            self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+
+def later_cuts(prefill, layout, device, watch):
+    """Run all cuts, each but the first inside `watch()`; what `watch()` gave, by cut."""
+    length = layout.frame.shape[1]
+    tokens = prefill.tokens(*(torch.randn(2, length, width, device=device) for width in (6, 4, 4)))
+    watched = []
+    for layer in prefill.cuts:
+        query = torch.randn(2, 4, tokens.places.rows.shape[1], 4, device=device)
+        key = torch.randn(2, 2, tokens.width, 4, device=device)
+        with watch() as seen:
+            tokens = prefill.cut(layer, tokens, query, key, 0.5)
+        watched.append(seen)
+    return watched[1:]
+
+
+def test_a_later_cut_is_three_operations_and_nothing_else(layout, monkeypatch):
+    host = make(layout)
+    run(host, layout, "cpu")
+    monkeypatch.setattr(Prefill, "_read", lambda self, keep, segment: host.plan)
+    seen = later_cuts(make(layout, "meta", "triton"), layout, "meta", Operations)
+    assert [operations.names for operations in seen] == [["adatp::score", "adatp::select", "adatp::compact"]] * 3
+
+
+@pytest.mark.skipif(not interpreted(), reason="counts what the interpreter launches; tests/test_cuda.py does on a GPU")
+def test_a_later_cut_is_four_launches(layout, monkeypatch):
+    launches = []
+
+    class Counted:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            launches.append(self.kernel.__name__)
+            return self.kernel[grid]
+
+    @contextmanager
+    def counted():
+        launches.clear()
+        names = []
+        yield names
+        names += launches
+
+    for module in (score_triton, select_triton, compact_triton):
+        for name in ("normaliser_kernel", "column_kernel", "select_kernel", "compact_kernel"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, Counted(getattr(module, name)))
+    seen = later_cuts(make(layout), layout, "cpu", counted)
+    assert seen == [["normaliser_kernel", "column_kernel", "select_kernel", "compact_kernel"]] * 3
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not interpreted(), reason="the kernels run on the host in Triton's interpreter only")
+@pytest.mark.parametrize("name", ["paper", "no local debiasing", "early and steep"])
+def test_the_kernels_keep_what_the_reference_keeps(sdpa, name):
+    """In every layer, for a padded batch of two clips and questions; and the logits that come of it."""
+    inputs = make_inputs(sdpa, ["What is in the picture?", "Where?"], frames=10, seed=3)
+    kept, logits = {}, {}
+    for impl in ("reference", "triton"):
+        with adatp.apply(sdpa.model, sdpa.processor, CONFIGS[name], relevance=sdpa.relevance, impl=impl) as pruned:
+            logits[impl] = sdpa.model(**inputs, logits_to_keep=1).logits
+        samples, layers = pruned.report.samples, range(len(pruned.report.samples[0].kept))
+        kept[impl] = torch.stack([torch.as_tensor(s.kept_mask(layer)) for s in samples for layer in layers])
+    assert torch.equal(kept["triton"], kept["reference"])
+    torch.testing.assert_close(logits["triton"], logits["reference"], rtol=1e-5, atol=1e-5)
 
 
 def test_a_cut_that_drops_nothing_moves_nothing(layout, monkeypatch):
@@ -196,7 +301,7 @@ def test_padding_takes_no_part_in_the_scores():
     for padding in (0, 6):
         columns = layout_of(5, c, before, after, padding)
         layout = PromptLayout(*(torch.tensor([column]) for column in columns), frames=5, tokens_per_frame=c)
-        prefill = Prefill(adatp.AdaTPConfig(last=3), 12, layout, features, similarity)
+        prefill = Prefill(adatp.AdaTPConfig(last=3), 12, layout, features, similarity, IMPL)
         random.manual_seed(4)
         tokens = prefill.tokens(torch.zeros(1, length + padding, 2), *torch.zeros(2, 1, length + padding, 4))
         # rows whose keys differ much in size: were padding among them, some rows would count for nothing
@@ -210,6 +315,6 @@ def test_padding_takes_no_part_in_the_scores():
 def test_a_segment_is_significant_only_above_the_threshold(layout):
     features = torch.eye(5).expand(2, -1, -1)
     similarity = torch.tensor([[0.25, 0.5, 0.75, 0.5, 0.0]]).expand(2, -1)
-    prefill = Prefill(adatp.AdaTPConfig(last=4, tau_t=0.5), 12, layout, features, similarity)
+    prefill = Prefill(adatp.AdaTPConfig(last=4, tau_t=0.5), 12, layout, features, similarity, IMPL)
     run(prefill, layout, "cpu")
     assert prefill.plan.significant[0].tolist() == [False, False, True, False, False]

@@ -1,14 +1,21 @@
+from unittest import mock
+
 import oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from operators import cases
 from outputs import Outputs
 
 import adatp_kernels.score as score_module
-from adatp_kernels.score import score
+import adatp_kernels.score_triton as triton_module
+from adatp_kernels.score import score, score_reference
 
-NAN = float("nan")
+NAN, INF = float("nan"), float("inf")
+
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def measured(query, key, rows, columns, scale, first_key=None):
@@ -17,6 +24,19 @@ def measured(query, key, rows, columns, scale, first_key=None):
     samples = zip(query.double().tolist(), key.double().tolist(), rows.tolist(), first, strict=True)
     result = [oracle.score(q, k, r, columns, scale, f) for q, k, r, f in samples]
     return torch.tensor(result, dtype=torch.float64).view(len(rows), columns[1] - columns[0])
+
+
+def exact(query, key, rows, columns, scale, first_key=None):
+    """The same with matrices, for sizes that are too large for plain numbers; also the log-sum-exp of every row."""
+    query, key = query.double(), key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
+    index = torch.arange(key.shape[2])
+    visible = index <= rows[..., None]
+    if first_key is not None:
+        visible = visible & (index >= first_key[:, None, None])
+    logits = (query.nan_to_num() @ key.nan_to_num().transpose(2, 3) * scale).masked_fill(~visible[:, None], -INF)
+    probability = logits.softmax(-1).nan_to_num().sum((1, 2))[:, columns[0] : columns[1]]
+    mean = probability / (query.shape[1] * (rows >= 0).sum(1, keepdim=True).clamp(min=1))
+    return mean, logits.logsumexp(-1).float()
 
 
 def make(batch=1, heads=2, groups=1, count=3, length=17, dim=4, *, seed=0, spread=2.0, dtype=torch.float32):
@@ -46,144 +66,270 @@ def problems(draw):
     return query, key, rows, (start, stop), dim**-0.5, torch.tensor(first)
 
 
-@settings(deadline=None, max_examples=200)
+@cases(200, 40)
 @given(problems())
-def test_same_scores_as_a_full_softmax(problem):
+def test_same_scores_as_a_full_softmax(operators, problem):
     query, key, rows, columns, scale, first_key = problem
-    got = score(query, key, rows, columns, scale=scale, first_key=first_key)
-    assert_close(got, measured(*problem))
+    got = operators.score(query, key, rows, columns, scale=scale, first_key=first_key)
+    want = measured(*problem)
+    assert_close(got, want)
+    torch.testing.assert_close(exact(*problem)[0], want)
 
 
-@settings(deadline=None, max_examples=100)
+@cases(100, 20)
 @given(problems())
-def test_keys_that_no_row_attends_to_score_zero_and_may_hold_garbage(problem):
+def test_a_given_normaliser_changes_no_score(operators, problem):
     query, key, rows, columns, scale, first_key = problem
-    clean = score(query, key, rows, columns, scale=scale, first_key=first_key)
+    lse = exact(*problem)[1]
+    lse.masked_fill_((rows < 0)[:, None], NAN)  # read for rows in use only
+    got = operators.score(query, key, rows, columns, scale=scale, first_key=first_key, lse=lse)
+    assert_close(got, measured(*problem), 4e-6)  # lse itself is rounded
+
+
+@cases(100, 15)
+@given(problems())
+def test_keys_that_no_row_attends_to_score_zero_and_may_hold_garbage(operators, problem):
+    query, key, rows, columns, scale, first_key = problem
+    clean = operators.score(query, key, rows, columns, scale=scale, first_key=first_key)
     query, key = query.clone(), key.clone()
     index = torch.arange(key.shape[2])
     last = rows.amax(1) if rows.shape[1] else torch.full((len(rows),), -1)
     unseen = (index < first_key[:, None]) | (index > last[:, None])
     key.masked_fill_(unseen[:, None, :, None], NAN)
     query.masked_fill_((rows < 0)[:, None, :, None], NAN)
-    dirty = score(query, key, rows, columns, scale=scale, first_key=first_key)
+    dirty = operators.score(query, key, rows, columns, scale=scale, first_key=first_key)
     assert torch.equal(dirty, clean)
     assert (dirty[unseen[:, columns[0] : columns[1]]] == 0).all()
 
 
-@settings(deadline=None, max_examples=100)
+@cases(100, 15)
 @given(problems())
-def test_over_all_keys_the_scores_of_a_sample_add_up_to_one(problem):
+def test_over_all_keys_the_scores_of_a_sample_add_up_to_one(operators, problem):
     query, key, rows, _, scale, first_key = problem
-    total = score(query, key, rows, (0, key.shape[2]), scale=scale, first_key=first_key).sum(1)
+    total = operators.score(query, key, rows, (0, key.shape[2]), scale=scale, first_key=first_key).sum(1)
     torch.testing.assert_close(total, (rows >= 0).any(1).float())
 
 
-@pytest.mark.parametrize("count", [1, 3, 63])
+@pytest.mark.parametrize("count", [1, 3, 63, 111])
 @pytest.mark.parametrize("length", [1, 17, 403])
-def test_odd_sizes(count, length):
-    query, key, rows = make(heads=2, groups=1, count=count, length=length, dim=2)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_odd_sizes(operators, count, length, dtype):
+    query, key, rows = make(heads=2, groups=1, count=count, length=length, dim=8, dtype=dtype)
+    rows = torch.arange(length - count, length).clamp(min=-1)[None]
     columns = (length // 5, length - length // 7)
-    assert_close(score(query, key, rows, columns, scale=0.7), measured(query, key, rows, columns, 0.7))
+    want, lse = exact(query, key, rows, columns, 0.7)
+    assert_close(operators.score(query, key, rows, columns, scale=0.7), want, 4e-6)
+    if dtype == torch.float16:
+        assert_close(operators.score(query, key, rows, columns, scale=0.7, lse=lse), want, 6e-6)
+
+
+@pytest.mark.parametrize(("dtype", "given"), [(torch.float32, False), (torch.float16, False), (torch.float16, True)])
+def test_a_long_prompt(operators, dtype, given):
+    query, key, rows = make(heads=2, groups=1, count=3, length=6402, dim=8, dtype=dtype)
+    want, lse = exact(query, key, rows, (14, 6286), 0.35)
+    assert_close(operators.score(query, key, rows, (14, 6286), scale=0.35, lse=lse if given else None), want, 4e-6)
+
+
+@pytest.mark.parametrize("dim", [1, 3, 16, 17, 32, 64, 72, 128, 256])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_head_dimensions(operators, dim, dtype):
+    query, key, rows = make(batch=2, heads=4, groups=2, count=5, length=70, dim=dim, dtype=dtype)
+    got = operators.score(query, key, rows, (3, 66), scale=dim**-0.5)
+    assert_close(got, exact(query, key, rows, (3, 66), dim**-0.5)[0], 4e-6)
+
+
+@pytest.mark.parametrize("columns", [(0, 0), (70, 70), (0, 1), (69, 70), (0, 70), (31, 33)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_columns_anywhere(operators, columns, dtype):
+    query, key, rows = make(batch=2, heads=2, groups=1, count=4, length=70, dim=8, dtype=dtype)
+    want, lse = exact(query, key, rows, columns, 0.4)
+    for options in ({}, {"lse": lse}):
+        assert_close(operators.score(query, key, rows, columns, scale=0.4, **options), want, 4e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_rows_anywhere_in_any_order(operators, dtype):
+    """Causal bounds that differ within a tile of rows, some not in use, in samples of different padding."""
+    generator = torch.Generator().manual_seed(8)
+    query, key, _ = make(batch=3, heads=6, groups=3, count=20, length=150, dim=8, dtype=dtype)
+    rows = torch.randint(0, 150, (3, 20), generator=generator)
+    rows[0, ::3], rows[1, 1:] = -1, -1
+    query.masked_fill_((rows < 0)[:, None, :, None], NAN)
+    first_key = torch.tensor([0, 37, 140])  # most rows of the last sample see nothing
+    problem = query, key, rows, (30, 149), 0.4, first_key
+    want, lse = exact(*problem)
+    for options in ({}, {"lse": lse}):
+        got = operators.score(query, key, rows, (30, 149), scale=0.4, first_key=first_key, **options)
+        assert_close(got, want, 4e-6)
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_row_that_sees_no_key_gives_none_a_score_but_counts(operators, given):
+    query, key, _ = make(count=3, length=9, dim=4)
+    rows, first_key = torch.tensor([[2, 6, 0]]), torch.tensor([4])
+    want, lse = exact(query, key, rows, (0, 9), 0.5, first_key)
+    assert lse[0, :, 0].tolist() == [-INF, -INF]
+    got = operators.score(query, key, rows, (0, 9), scale=0.5, first_key=first_key, lse=lse if given else None)
+    assert_close(got, want)
+    torch.testing.assert_close(got.sum(), torch.tensor(1 / 3))
+
+
+def test_a_given_normaliser_is_used(operators):
+    query, key, rows = make(count=3, length=9)
+    want, lse = exact(query, key, rows, (2, 7), 0.5)
+    got = operators.score(query, key, rows, (2, 7), scale=0.5, lse=lse + 1)
+    assert_close(got, want / 2.718281828459045, 4e-6)
+
+
+def test_with_a_normaliser_nothing_but_the_columns_is_read(operators):
+    query, key, rows = make(batch=2, count=3, length=90)
+    _, lse = exact(query, key, rows, (20, 61), 0.5)
+    want = operators.score(query, key, rows, (20, 61), scale=0.5, lse=lse)
+    key[:, :, :20], key[:, :, 61:] = NAN, NAN
+    assert torch.equal(operators.score(query, key, rows, (20, 61), scale=0.5, lse=lse), want)
+
+
+def splitting(processors):
+    """As on a device of so many processors, where no split has too few keys."""
+    return mock.patch.multiple(triton_module, processors=lambda _: processors, MIN_KEYS_PER_SPLIT=1)
+
+
+@pytest.mark.parametrize(("processors", "given"), [(1, False), (3, True), (8, False), (200, True)])
+@pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 23), (torch.float16, 90)])
+def test_any_split_of_keys_and_rows(operators, processors, given, dtype, count):
+    """On one sample and on two; 3 key heads and 3 tiles of rows are no multiples of the parts."""
+    for batch, length in ((1, 290 if dtype == torch.float16 else 97), (2, 40)):
+        query, key, _ = make(batch, heads=6, groups=3, count=count, length=length, dim=8, dtype=dtype)
+        rows = torch.arange(count).mul(7).remainder(length).expand(batch, -1).contiguous()  # most end in an early split
+        rows[:, 5] = -1
+        first_key = torch.tensor([33, 0])[:batch]
+        problem = query, key, rows, (3, length - 5), 0.5, first_key
+        want, lse = exact(*problem)
+        options = {"scale": 0.5, "first_key": first_key, "lse": lse if given else None}
+        with splitting(processors):
+            got = operators.score(*problem[:4], **options)
+            assert processors != 8 or torch.equal(operators.score(*problem[:4], **options), got)
+        assert_close(got, want, 4e-6)
+
+
+def test_how_work_is_split():
+    half, single = triton_module.tiles(64, 64, 2), triton_module.tiles(64, 64, 4)
+    for processors in (1, 3, 8, 200):
+        for tile in (half, single):
+            for length in (1, 255, 256, 257, 6402, 300_000):
+                with mock.patch.object(triton_module, "processors", return_value=processors):
+                    splits, keys = triton_module.key_splits(2, length, tile, torch.device("cuda"))
+                assert 1 <= splits <= triton_module.JOINED // tile.m
+                assert keys % tile.n == 0
+                assert (splits - 1) * keys < length <= splits * keys
+                assert splits <= max(1, processors)
+    with mock.patch.object(triton_module, "processors", return_value=8):
+        assert triton_module.row_parts(1, 3, 5, torch.device("cuda")) == (3, 5)
+        assert triton_module.row_parts(16, 3, 5, torch.device("cuda")) == (1, 1)
+        assert triton_module.row_parts(4, 8, 5, torch.device("cuda")) == (4, 1)
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 4), (4, 2), (14, 2), (7, 1)])
-def test_query_heads_read_their_own_key_head(heads, groups):
+def test_query_heads_read_their_own_key_head(operators, heads, groups):
     query, key, rows = make(batch=2, heads=heads, groups=groups, count=5, length=23)
-    assert_close(score(query, key, rows, (2, 19), scale=0.5), measured(query, key, rows, (2, 19), 0.5))
+    assert_close(operators.score(query, key, rows, (2, 19), scale=0.5), measured(query, key, rows, (2, 19), 0.5))
 
 
-def test_a_row_attends_to_itself_and_to_nothing_after_it():
+def test_a_row_attends_to_itself_and_to_nothing_after_it(operators):
     key = torch.zeros(1, 1, 4, 2)
-    got = score(torch.ones(1, 1, 1, 2), key, torch.tensor([[1]]), (0, 4), scale=1.0)
+    got = operators.score(torch.ones(1, 1, 1, 2), key, torch.tensor([[1]]), (0, 4), scale=1.0)
     assert got.tolist() == [[0.5, 0.5, 0.0, 0.0]]
 
 
-def test_left_padding_ends_at_the_first_key():
+def test_left_padding_ends_at_the_first_key(operators):
     key = torch.zeros(1, 1, 4, 2)
-    got = score(torch.ones(1, 1, 1, 2), key, torch.tensor([[2]]), (0, 4), scale=1.0, first_key=torch.tensor([1]))
+    got = operators.score(
+        torch.ones(1, 1, 1, 2), key, torch.tensor([[2]]), (0, 4), scale=1.0, first_key=torch.tensor([1])
+    )
     assert got.tolist() == [[0.0, 0.5, 0.5, 0.0]]
 
 
-def test_mean_over_rows_and_heads_each_normalised_on_its_own():
+def test_mean_over_rows_and_heads_each_normalised_on_its_own(operators):
     # rows 0 and 3 over equal keys: probabilities 1 and 1/4
-    got = score(torch.ones(1, 2, 2, 1), torch.zeros(1, 1, 4, 1), torch.tensor([[0, 3]]), (0, 4), scale=1.0)
+    got = operators.score(torch.ones(1, 2, 2, 1), torch.zeros(1, 1, 4, 1), torch.tensor([[0, 3]]), (0, 4), scale=1.0)
     assert got.tolist() == [[0.625, 0.125, 0.125, 0.125]]
 
 
-def test_rows_not_in_use_do_not_count_in_the_mean():
+def test_rows_not_in_use_do_not_count_in_the_mean(operators):
     query, key, rows = make(count=3, length=9)
     padded = torch.cat([rows[:, :1], torch.full((1, 2), -1), rows[:, 1:]], 1)
     wide = torch.cat([query[:, :, :1], torch.full((1, 2, 2, 4), NAN), query[:, :, 1:]], 2)
     torch.testing.assert_close(
-        score(wide, key, padded, (0, 9), scale=0.5), score(query, key, rows, (0, 9), scale=0.5), rtol=1e-6, atol=1e-9
+        operators.score(wide, key, padded, (0, 9), scale=0.5),
+        operators.score(query, key, rows, (0, 9), scale=0.5),
+        rtol=2e-6,
+        atol=1e-9,
     )
 
 
-def test_a_sample_without_rows_scores_zero_beside_one_with_rows():
+def test_a_sample_without_rows_scores_zero_beside_one_with_rows(operators):
     query, key, rows = make(batch=2)
     rows = torch.stack([torch.full((3,), -1), rows[1]])
-    got = score(query, key, rows, (1, 12), scale=0.5)
+    got = operators.score(query, key, rows, (1, 12), scale=0.5)
     assert got[0].tolist() == [0.0] * 11
     assert_close(got, measured(query, key, rows, (1, 12), 0.5))
 
 
-def test_no_row_at_all():
+def test_no_row_at_all(operators):
     query, key, rows = make(count=0)
-    assert score(query, key, rows, (0, 17), scale=1.0).tolist() == [[0.0] * 17]
+    assert operators.score(query, key, rows, (0, 17), scale=1.0).tolist() == [[0.0] * 17]
 
 
-def test_no_key_at_all():
+def test_no_key_at_all(operators):
     query, key, _ = make(length=0)
     rows = torch.full((1, 3), -1)
-    assert score(query, key, rows, (0, 0), scale=1.0).shape == (1, 0)
+    assert operators.score(query, key, rows, (0, 0), scale=1.0).shape == (1, 0)
 
 
 @pytest.mark.parametrize("at", [0, 5, 17])
-def test_no_column(at):
+def test_no_column(operators, at):
     query, key, rows = make()
-    assert score(query, key, rows, (at, at), scale=1.0).shape == (1, 0)
+    assert operators.score(query, key, rows, (at, at), scale=1.0).shape == (1, 0)
 
 
-def test_a_column_slice_is_a_slice_of_all_columns():
+def test_a_column_slice_is_a_slice_of_all_columns(operators):
     query, key, rows = make(count=6, length=31)
-    assert torch.equal(
-        score(query, key, rows, (4, 20), scale=0.5), score(query, key, rows, (0, 31), scale=0.5)[:, 4:20]
-    )
+    part, whole = (operators.score(query, key, rows, columns, scale=0.5) for columns in ((4, 20), (0, 31)))
+    torch.testing.assert_close(part, whole[:, 4:20], rtol=1e-6, atol=1e-9)
 
 
-def test_left_padding_changes_no_score():
+def test_left_padding_changes_no_score(operators):
     """A sample scores alike alone and in a batch where it is padded with garbage."""
     query, key, rows = make(batch=3, heads=4, groups=2, count=3, length=20, seed=5)
     first_key = torch.tensor([0, 7, 13])
     for b, first in enumerate(first_key.tolist()):
         key[b, :, :first] = NAN
-    got = score(query, key, rows, (0, 20), scale=0.5, first_key=first_key)
+    got = operators.score(query, key, rows, (0, 20), scale=0.5, first_key=first_key)
     for b, first in enumerate(first_key.tolist()):
         own = slice(b, b + 1)
-        alone = score(query[own], key[own, :, first:], rows[own] - first, (0, 20 - first), scale=0.5)
+        alone = operators.score(query[own], key[own, :, first:], rows[own] - first, (0, 20 - first), scale=0.5)
         torch.testing.assert_close(got[own, first:], alone, rtol=1e-6, atol=1e-9)
         assert (got[b, :first] == 0).all()
 
 
-def test_no_first_key_is_first_key_zero():
+def test_no_first_key_is_first_key_zero(operators):
     query, key, rows = make(batch=2)
     zero = torch.zeros(2, dtype=torch.int64)
-    assert torch.equal(
-        score(query, key, rows, (0, 17), scale=0.5), score(query, key, rows, (0, 17), scale=0.5, first_key=zero)
-    )
+    none, zero = (operators.score(query, key, rows, (0, 17), scale=0.5, first_key=first) for first in (None, zero))
+    torch.testing.assert_close(none, zero, rtol=1e-6, atol=1e-9)
 
 
-def test_large_logits_do_not_overflow():
+def test_large_logits_do_not_overflow(operators):
     query, key, rows = make(count=4, length=30, spread=500.0)
-    assert_close(score(query, key, rows, (0, 30), scale=1.0), measured(query, key, rows, (0, 30), 1.0), 1e-3)
+    assert_close(operators.score(query, key, rows, (0, 30), scale=1.0), measured(query, key, rows, (0, 30), 1.0), 1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_low_precision_logits_beyond_its_range(dtype):
+def test_low_precision_logits_beyond_its_range(operators, dtype):
     query = torch.tensor([[[[300.0], [300.0]]]], dtype=dtype)
     key = torch.tensor([[[[300.0], [301.0], [300.0]]]], dtype=dtype)  # products of 90000, above fp16's 65504
     rows = torch.tensor([[1, 2]])
-    assert_close(score(query, key, rows, (0, 3), scale=0.01), measured(query, key, rows, (0, 3), 0.01), 1e-4)
+    assert_close(operators.score(query, key, rows, (0, 3), scale=0.01), measured(query, key, rows, (0, 3), 0.01), 1e-4)
 
 
 def eager(query, key, rows, columns, scale):
@@ -198,43 +344,54 @@ def eager(query, key, rows, columns, scale):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("length", [17, 403])
-def test_no_less_accurate_than_eager_attention(dtype, length):
+def test_no_less_accurate_than_eager_attention(operators, dtype, length):
     columns, scale = (3, length - 5), 16**-0.5
     problem = make(heads=4, groups=2, count=7, length=length, dim=16, dtype=dtype)
     want = measured(*problem, columns, scale)
-    error = (score(*problem, columns, scale=scale).double() - want).abs().max()
+    error = (operators.score(*problem, columns, scale=scale).double() - want).abs().max()
     rounding = torch.finfo(torch.float32).eps * want.max()
     assert error <= (eager(*problem, columns, scale).double() - want).abs().max() + rounding
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_accumulated_in_fp32_whatever_the_inputs(dtype):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_accumulated_in_fp32_whatever_the_inputs(operators, dtype):
     problem = make(heads=4, groups=2, count=5, length=41, dim=8, dtype=dtype)
-    assert_close(score(*problem, (3, 36), scale=0.35), measured(*problem, (3, 36), 0.35))
+    assert_close(operators.score(*problem, (3, 36), scale=0.35), measured(*problem, (3, 36), 0.35))
 
 
-def test_non_contiguous_inputs():
+def test_non_contiguous_inputs(operators):
     query, key, rows = make(batch=2, heads=4, groups=2, count=5, length=23, dim=6)
-    want = score(query, key, rows.contiguous(), (1, 20), scale=0.4)
+    want = operators.score(query, key, rows.contiguous(), (1, 20), scale=0.4)
     # [B, T, H, D] and [B, L, G, D] in memory, as projections leave them, and keys cut out of a longer cache
     strided_query = query.transpose(1, 2).contiguous().transpose(1, 2)
     cache = torch.full((2, 2, 50, 12), NAN)
     cache[:, :, 5:28, ::2] = key
     strided_rows = torch.stack([rows, rows], -1)[..., 0]
-    got = score(strided_query, cache[:, :, 5:28, ::2], strided_rows, (1, 20), scale=0.4)
+    got = operators.score(strided_query, cache[:, :, 5:28, ::2], strided_rows, (1, 20), scale=0.4)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-9)
 
 
-def test_inputs_are_left_alone():
-    query, key, rows = make()
-    before = query.clone(), key.clone(), rows.clone()
-    score(query, key, rows, (2, 9), scale=0.5, first_key=torch.tensor([1]))
-    assert all(torch.equal(a, b) for a, b in zip((query, key, rows), before, strict=True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_strides_of_every_kind(operators, dtype):
+    """Queries as a projection leaves them, keys shared by all samples, in a longer cache, or as projected."""
+    query, key, rows = make(batch=2, heads=4, groups=2, count=20, length=70, dim=16, dtype=dtype)
+    want, lse = exact(query, key[:1].expand(2, -1, -1, -1), rows, (2, 66), 0.3)
+    query = query.transpose(1, 2).contiguous().transpose(1, 2)
+    cache = torch.full((1, 2, 99, 16), NAN, dtype=dtype)
+    cache[:, :, 4:74] = key[:1]
+    shared = cache[:, :, 4:74].expand(2, -1, -1, -1)
+    assert_close(operators.score(query, shared, rows, (2, 66), scale=0.3), want, 4e-6)
+    lse = lse.transpose(1, 2).contiguous().transpose(1, 2)
+    assert_close(operators.score(query, shared, rows, (2, 66), scale=0.3, lse=lse), want, 4e-6)
+    apart = torch.full((2, 70, 3, 16), NAN, dtype=dtype)  # [B, L, G, D], beside the values
+    apart[:, :, :2] = key[:1].transpose(1, 2)
+    assert_close(operators.score(query, apart.transpose(1, 2)[:, :2], rows, (2, 66), scale=0.3), want, 4e-6)
 
 
-def test_same_bits_twice():
-    query, key, rows = make(batch=2, heads=14, groups=2, count=63, length=403, dim=8)
-    assert torch.equal(score(query, key, rows, (3, 395), scale=0.35), score(query, key, rows, (3, 395), scale=0.35))
+def test_same_bits_twice(operators):
+    query, key, rows = make(batch=2, heads=14, groups=2, count=5, length=103, dim=8)
+    first, second = (operators.score(query, key, rows, (3, 95), scale=0.35) for _ in range(2))
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize("elements", [1, 200, 2 * 4 * 40, 2 * 4 * 40 * 3, 2 * 4 * 40 * 7])
@@ -243,9 +400,9 @@ def test_the_chunk_size_of_the_rows_changes_nothing(monkeypatch, elements):
     rows = rows.clone()
     rows[0, 2:5], rows[1, 6] = -1, -1
     first_key = torch.tensor([0, 11])
-    whole = score(query, key, rows, (5, 33), scale=0.4, first_key=first_key)
+    whole = score_reference(query, key, rows, (5, 33), scale=0.4, first_key=first_key)
     monkeypatch.setattr(score_module, "BUFFER_ELEMENTS", elements)
-    chunked = score(query, key, rows, (5, 33), scale=0.4, first_key=first_key)
+    chunked = score_reference(query, key, rows, (5, 33), scale=0.4, first_key=first_key)
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-7)
     assert_close(chunked, measured(query, key, rows, (5, 33), 0.4, first_key))
 
@@ -262,7 +419,7 @@ def test_neither_the_attention_map_nor_all_rows_of_all_heads_exist(monkeypatch, 
     monkeypatch.setattr(score_module, "BUFFER_ELEMENTS", rows_at_once * heads * length)
     query, key, rows = make(1, heads, groups, count, length, dim)
     with Outputs() as seen:
-        score(query, key, rows, (5, 50), scale=0.7)
+        score_reference(query, key, rows, (5, 50), scale=0.7)
     assert max(seen.all) < min(length * length, heads * count * length)
     assert max(seen.all) <= max(rows_at_once * heads * length, groups * length * dim, count * heads * dim)
 
@@ -277,7 +434,7 @@ def test_buffers_at_real_sizes(heads, groups, dim, length, count):
     rows = torch.empty(1, count, dtype=torch.int64, device="meta")
     first_key = torch.empty(1, dtype=torch.int64, device="meta")
     with Outputs() as seen:
-        result = score(query, key, rows, (14, 14 + 6272), scale=dim**-0.5, first_key=first_key)
+        result = score_reference(query, key, rows, (14, 14 + 6272), scale=dim**-0.5, first_key=first_key)
     assert result.shape == (1, 6272)
     assert max(seen.all) <= max(score_module.BUFFER_ELEMENTS, key.numel())
     assert max(seen.all) < min(length * length, heads * count * length)
@@ -302,6 +459,7 @@ GOOD = {
         ({"query": torch.zeros(2, 1, 3, 8)}, "query"),
         ({"key": torch.zeros(2, 10, 8)}, "key"),
         ({"key": torch.zeros(2, 3, 10, 8)}, "key"),
+        ({"key": torch.zeros(2, 0, 10, 8)}, "key"),
         ({"rows": torch.full((2, 4), 9)}, "rows"),
         ({"rows": torch.full((1, 3), 9)}, "rows"),
         ({"rows": torch.full((3,), 9)}, "rows"),
@@ -311,18 +469,34 @@ GOOD = {
         ({"columns": (11, 11)}, "columns"),
         ({"first_key": torch.tensor([0])}, "first_key"),
         ({"first_key": torch.zeros(2, 1, dtype=torch.int64)}, "first_key"),
-        ({"impl": "nonsense"}, "impl"),
-        ({"impl": "Reference"}, "impl"),
+        ({"query": torch.zeros(2, 4, 3, 8).half()}, "query"),
+        ({"key": torch.zeros(2, 2, 10, 8).bfloat16()}, "key"),
+        ({"lse": torch.zeros(2, 4)}, "lse"),
+        ({"lse": torch.zeros(2, 4, 2)}, "lse"),
+        ({"lse": torch.zeros(1, 4, 3)}, "lse"),
+        ({"lse": torch.zeros(2, 4, 3).double()}, "lse"),
+        ({"lse": torch.zeros(2, 4, 3).half()}, "lse"),
     ],
 )
-def test_wrong_arguments_are_named(wrong, named):
+def test_wrong_arguments_are_named(operators, wrong, named):
     with pytest.raises(ValueError, match=rf"\b{named}\b"):
-        score(**{**GOOD, **wrong})
+        operators.score(**{**GOOD, **wrong})
 
 
-def test_triton_never_becomes_the_reference():
-    with pytest.raises(RuntimeError, match="triton"):
-        score(**GOOD, impl="triton")
+@pytest.mark.parametrize("impl", ["nonsense", "Reference"])
+def test_unknown_implementation(impl):
+    with pytest.raises(ValueError, match="impl"):
+        score(**GOOD, impl=impl)
+
+
+@pytest.mark.parametrize("change", ["double", "wide"])
+def test_what_the_kernels_do_not_take_is_said_before_anything_runs(change):
+    query, key, rows = make(dim=257 if change == "wide" else 4)
+    if change == "double":
+        query, key = query.double(), key.double()
+    with pytest.raises(ValueError, match=rf"'triton' takes.*{'257' if change == 'wide' else 'float64'}.*'reference'"):
+        score(query.to("meta"), key.to("meta"), rows.to("meta"), (0, 9), scale=1.0, impl="triton")
+    assert_close(score(query, key, rows, (0, 9), scale=0.1, impl="reference"), exact(query, key, rows, (0, 9), 0.1)[0])
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
@@ -333,9 +507,10 @@ def test_names_of_the_reference(impl):
     )
 
 
-def test_autocast_changes_nothing():
-    query, key = torch.randn(1, 4, 6, 32) * 3, torch.randn(1, 2, 200, 32) * 3
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_autocast_changes_nothing(operators, dtype):
+    query, key = make(1, 4, 2, 6, 200, 32, spread=3.0, dtype=dtype)[:2]
     rows = torch.arange(194, 200)[None]
-    expected = score(query, key, rows, (5, 190), scale=0.18)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(score(query, key, rows, (5, 190), scale=0.18), expected)
+    expected = operators.score(query, key, rows, (5, 190), scale=0.18)
+    with torch.autocast(operators.device.type, torch.bfloat16):
+        assert torch.equal(operators.score(query, key, rows, (5, 190), scale=0.18), expected)

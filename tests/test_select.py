@@ -1,20 +1,26 @@
 import math
+from contextlib import nullcontext
+from unittest import mock
 
+import numpy as np
 import oracle
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from operators import cases
 
-from adatp_kernels.select import FIXED, PADDING, select
+import adatp_kernels.select_triton as triton_module
+from adatp_kernels.dispatch import interpreted
+from adatp_kernels.select import FIXED, PADDING, segment_begins, select
 
 NAN, INF = float("nan"), float("inf")
-DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
-def keep_of(score, segment, position, quota, *, positions=8, dtype=torch.float32, **options):
+def keep_of(operators, score, segment, position, quota, *, positions=8, dtype=torch.float32, **options):
     """`select` on the lists of one sample."""
-    kept = select(
+    kept = operators.select(
         torch.tensor([score], dtype=dtype),
         torch.tensor([segment], dtype=torch.int64),
         torch.tensor([position], dtype=torch.int64),
@@ -22,7 +28,7 @@ def keep_of(score, segment, position, quota, *, positions=8, dtype=torch.float32
         positions=positions,
         **options,
     )
-    assert kept.shape == (1, len(score))
+    assert kept.shape == (1, len(segment))
     assert kept.dtype == torch.bool
     return kept[0].tolist()
 
@@ -31,58 +37,118 @@ def indices(keep):
     return [i for i, stays in enumerate(keep) if stays]
 
 
+def small_blocks():
+    """Blocks so small that every loop of the kernel goes round; those of a GPU have a least size."""
+    return mock.patch.object(triton_module, "BLOCK", 32) if interpreted() else nullcontext()
+
+
 @st.composite
-def batches(draw, special=True):
-    """Samples with tokens in any order, of any segment, fixed or padding; few distinct scores, so that ties abound."""
-    batch, length = draw(st.integers(1, 3)), draw(st.integers(0, 24))
-    segments, positions = draw(st.integers(1, 5)), draw(st.integers(1, 6))
-    few = st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0, -1.0, NAN, INF, -INF] if special else [0.0, 0.25, 0.5])
+def batches(draw, longest=50):
+    """Segments in order, fixed and padding tokens anywhere among them; few distinct scores, so that ties abound."""
+    batch, length = draw(st.integers(1, 2)), draw(st.integers(0, longest))
+    segments, positions = draw(st.integers(1, 4 - batch)), draw(st.integers(1, 6))
+    start = draw(st.integers(0, length))
+    stop = draw(st.integers(start, length))
+    few = st.sampled_from([0.0, -0.0, 0.25, 0.5, 1.0, -1.0, NAN, INF, -INF, 1e-45, -1e-40, 6e-8, 3e38])
     value = st.one_of(few, st.floats(0, 1, width=16))
 
     def table(strategy, width):
         row = st.lists(strategy, min_size=width, max_size=width)
         return draw(st.lists(row, min_size=batch, max_size=batch))
 
-    segment = table(st.integers(-2, segments - 1), length)
-    position = table(st.integers(0, positions - 1), length)
     return {
-        "score": table(value, length),
-        "segment": segment,
-        "position": position,
+        "score": table(value, stop - start),
+        "segment": [in_order(row, start, stop) for row in table(st.integers(-2, segments - 1), length)],
+        "position": table(st.integers(0, positions - 1), length),
         "quota": table(st.integers(0, length + 2), segments),
         "positions": positions,
+        "start": start,
     }
 
 
-def run(case, dtype=torch.float32, **options):
-    shape = (len(case["score"]), len(case["score"][0]))
-    return select(
-        torch.tensor(case["score"], dtype=dtype).view(shape),
-        torch.tensor(case["segment"], dtype=torch.int64).view(shape),
-        torch.tensor(case["position"], dtype=torch.int64).view(shape),
+def in_order(ids, start, stop):
+    """Ids between `start` and `stop` that never fall but for -1 and -2, and nothing else outside."""
+    rising = iter(sorted(i for i in ids[start:stop] if i >= 0))
+    return [i if i < 0 else next(rising) if start <= at < stop else -1 - i % 2 for at, i in enumerate(ids)]
+
+
+def begins(segment, segments):
+    """Written as the contract says it, for one sample."""
+    return [next((i for i, own in enumerate(segment) if own >= s), len(segment)) for s in range(segments)]
+
+
+def run(operators, case, dtype=torch.float32, begin=False, **options):
+    batch, length = len(case["segment"]), len(case["segment"][0])
+    if begin:
+        options["begin"] = torch.tensor([begins(row, len(case["quota"][0])) for row in case["segment"]])
+    return operators.select(
+        torch.tensor(case["score"], dtype=dtype).view(batch, -1 if batch * len(case["score"][0]) else 0),
+        torch.tensor(case["segment"], dtype=torch.int64).view(batch, length),
+        torch.tensor(case["position"], dtype=torch.int64).view(batch, length),
         torch.tensor(case["quota"]),
         positions=case["positions"],
+        start=case.get("start", 0),
         **options,
     )
 
 
 def expected(case, deduplicate=True):
+    """By the oracle, and by a stable sort as well: neither shares a line with the other or with the package."""
+    start = case.get("start", 0)
     samples = zip(case["score"], case["segment"], case["position"], case["quota"], strict=True)
-    return [oracle.select(*sample, deduplicate=deduplicate) for sample in samples]
+    result = []
+    for score, segment, position, quota in samples:
+        wide = [NAN] * start + score + [NAN] * (len(segment) - start - len(score))
+        result.append(oracle.select(wide, segment, position, quota, deduplicate=deduplicate))
+        assert by_argsort(wide, segment, position, quota, deduplicate).tolist() == result[-1]
+    return result
 
 
-@settings(deadline=None, max_examples=300)
-@given(batches(), st.booleans(), st.sampled_from(DTYPES))
-def test_same_tokens_as_top_k_and_algorithm_1(case, deduplicate, dtype):
-    # scores are exact in fp16; in bf16 the measure gets the rounded ones
+def by_argsort(score, segment, position, quota, deduplicate=True):
+    """Which tokens of one sample stay, by a stable argsort of each segment."""
+    score, segment, position = np.asarray(score, np.float32), np.asarray(segment, int), np.asarray(position, int)
+    keep = segment == FIXED
+    for s, k in enumerate(quota):
+        tokens = np.flatnonzero(segment == s)
+        order = tokens[np.argsort(-score[tokens], kind="stable")][: int(k)]
+        if deduplicate:
+            order = order[np.unique(position[order], return_index=True)[1]]
+        keep[order] = True
+    return keep
+
+
+@cases(300, 60)
+@given(batches(), st.booleans(), st.sampled_from(DTYPES), st.booleans(), st.booleans())
+def test_same_tokens_as_top_k_and_algorithm_1(operators, case, deduplicate, dtype, begin, small):
+    # the measure gets the rounded scores
     case["score"] = torch.tensor(case["score"], dtype=dtype).tolist()
-    assert run(case, dtype, deduplicate=deduplicate).tolist() == expected(case, deduplicate)
+    with small_blocks() if small else nullcontext():
+        kept = run(operators, case, dtype, begin, deduplicate=deduplicate)
+    assert kept.tolist() == expected(case, deduplicate)
 
 
-@settings(deadline=None, max_examples=100)
+@cases(200, 30)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.sampled_from([1, 2, 9]), st.booleans())
+def test_any_bits_of_scores(operators, seed, segments, levels, deduplicate):
+    """Every pattern of 32 bits in equal measure: all exponents, subnormals, NaN with payloads, of both signs."""
+    random = np.random.default_rng(seed)
+    length = int(random.integers(1, 90))
+    pool = random.integers(0, 2**32, length // levels + 1, dtype=np.uint32).view(np.float32)
+    score = random.choice(pool, length)
+    segment = np.where(
+        random.random(length) < 0.1, random.integers(-2, 0, length), np.sort(random.integers(0, segments, length))
+    )
+    position, quota = random.integers(0, 30, length), random.integers(0, length // segments + 2, segments)
+    tensors = [torch.from_numpy(a)[None] for a in (score, segment, position, quota)]
+    with small_blocks():
+        kept = operators.select(*tensors, positions=30, deduplicate=deduplicate)
+    assert kept[0].tolist() == by_argsort(score, segment, position, quota, deduplicate).tolist()
+
+
+@cases(100, 10)
 @given(batches())
-def test_deduplication_only_drops_and_never_keeps_a_position_twice(case):
-    kept, selected = run(case).tolist(), run(case, deduplicate=False).tolist()
+def test_deduplication_only_drops_and_never_keeps_a_position_twice(operators, case):
+    kept, selected = run(operators, case).tolist(), run(operators, case, deduplicate=False).tolist()
     for b, row in enumerate(kept):
         assert all(selected[b][i] for i in indices(row))
         prunable = [i for i in indices(row) if case["segment"][b][i] >= 0]
@@ -90,209 +156,341 @@ def test_deduplication_only_drops_and_never_keeps_a_position_twice(case):
         assert len(groups) == len(set(groups))
 
 
-@settings(deadline=None, max_examples=100)
+@cases(100, 10)
 @given(batches())
-def test_without_deduplication_every_segment_keeps_its_quota_or_all_it_has(case):
-    for b, row in enumerate(run(case, deduplicate=False).tolist()):
+def test_without_deduplication_every_segment_keeps_its_quota_or_all_it_has(operators, case):
+    for b, row in enumerate(run(operators, case, deduplicate=False).tolist()):
         for s, quota in enumerate(case["quota"][b]):
             tokens = [i for i, own in enumerate(case["segment"][b]) if own == s]
             assert sum(row[i] for i in tokens) == min(quota, len(tokens))
 
 
-@settings(deadline=None, max_examples=150)
+@cases(150, 10)
 @given(batches(), st.data())
-def test_after_a_deduplicated_cut_there_is_nothing_left_to_deduplicate(case, data):
-    kept = run(case)
+def test_after_a_deduplicated_cut_there_is_nothing_left_to_deduplicate(operators, case, data):
+    kept = run(operators, case)
     # survivors of ragged samples: what was dropped becomes padding
     survivors = {**case, "segment": torch.where(kept, torch.tensor(case["segment"]).view(kept.shape), PADDING).tolist()}
-    length = kept.shape[1]
+    length = len(case["score"][0])
     fresh = st.lists(st.floats(0, 1, width=16), min_size=length, max_size=length)
     survivors["score"] = [data.draw(fresh) for _ in case["score"]]
-    assert torch.equal(run(survivors), run(survivors, deduplicate=False))
+    assert torch.equal(run(operators, survivors), run(operators, survivors, deduplicate=False))
 
 
-@settings(deadline=None, max_examples=50)
+@cases(50, 10)
 @given(batches())
-def test_samples_do_not_see_each_other(case):
-    together = run(case).tolist()
+def test_samples_do_not_see_each_other(operators, case):
+    together = run(operators, case).tolist()
     for b in range(len(case["score"])):
-        alone = {name: value if name == "positions" else [value[b]] for name, value in case.items()}
-        assert run(alone).tolist() == [together[b]]
+        alone = {name: value if name in ("positions", "start") else [value[b]] for name, value in case.items()}
+        assert run(operators, alone).tolist() == [together[b]]
 
 
-@pytest.mark.parametrize("c", [1, 7, 182, 196])
+@cases(100, 100)
+@given(st.data())
+def test_segment_begins_are_where_the_contract_says(operators, data):
+    case = data.draw(batches())
+    segments = len(case["quota"][0]) + data.draw(st.integers(0, 3))
+    segment = operators.move(torch.tensor(case["segment"], dtype=torch.int64).view(len(case["segment"]), -1))
+    got = segment_begins(segment, segments)
+    assert got.dtype == torch.int64
+    assert got.tolist() == [begins(row, segments) for row in case["segment"]]
+
+
+def video(c, frames, quota, seed=0, levels=50):
+    """A prompt of 3 tokens, `frames` (their segments) of c tokens, 5 more; heavy-tailed scores with a bias."""
+    generator = torch.Generator().manual_seed(seed)
+    count = c * len(frames)
+    bias = (torch.arange(c) % max(1, int(c**0.5)) == 0).float().repeat(len(frames))
+    score = (torch.randn(count, generator=generator) * 3 + bias * 4).exp()
+    score = score / score.sum()
+    if levels:  # with many ties
+        score = (score.log() * levels / 50).round().mul(50 / levels).exp()
+    segment = torch.tensor([FIXED] * 3 + [s for s in frames for _ in range(c)] + [FIXED] * 5)
+    position = torch.tensor([0] * 3 + list(range(c)) * len(frames) + [0] * 5)
+    return score[None], segment[None], position[None], torch.tensor([quota])
+
+
+def assert_as_by_argsort(operators, score, segment, position, quota, start=0, deduplicate=True, **options):
+    kept = operators.select(score, segment, position, quota, start=start, deduplicate=deduplicate, **options)
+    for b, row in enumerate(kept):
+        wide = torch.full(segment.shape[1:], NAN)
+        wide[start : start + score.shape[1]] = score[b]
+        want = by_argsort(wide, segment[b], position[b], quota[b], deduplicate)
+        assert torch.equal(row, torch.from_numpy(want))
+    return kept
+
+
+@pytest.mark.parametrize("c", [1, 7, 182, 196, 729])
 @pytest.mark.parametrize("deduplicate", [True, False])
-def test_a_video_of_usual_frame_sizes(c, deduplicate):
-    generator = torch.Generator().manual_seed(c)
-    frames = [0, 0, 0, 1, 2, 2, 2]
-    segment = [FIXED] * 3 + [s for s in frames for _ in range(c)] + [FIXED] * 5
-    position = [0] * 3 + list(range(c)) * len(frames) + [0] * 5
-    score = torch.rand(len(segment), generator=generator).mul(50).round().div(50).tolist()  # with many ties
-    quota = [int(1.3 * c), c // 2, 2 * c]
-    keep = keep_of(score, segment, position, quota, positions=c, deduplicate=deduplicate)
-    assert keep == oracle.select(score, segment, position, quota, deduplicate)
+def test_a_video_of_usual_frame_sizes(operators, c, deduplicate):
+    inputs = video(c, [0, 0, 0, 1, 2, 2, 2], [int(1.3 * c), c // 2, 2 * c], seed=c)
+    assert_as_by_argsort(operators, *inputs, start=3, positions=c, deduplicate=deduplicate)
+
+
+def test_later_cuts_of_a_video_select_among_survivors(operators):
+    """Every cut sees the survivors of the one before, ragged and behind left padding, with scores of its own."""
+    c, frames, cut = 49, [0, 0, 0, 1, 1, 3, 3, 3], [[70, 40, 9, 60], [90, 90, 0, 100]]
+    score, segment, position, _ = video(c, frames, [])
+    segment, position = (t.expand(2, -1) for t in (segment, position))
+    start, generator = 3, torch.Generator().manual_seed(4)
+    for keep_share in (1.0, 0.6, 0.3):
+        quota = (torch.tensor(cut) * keep_share).long()
+        length = segment.shape[1]
+        score = torch.randn(2, length - 5 - start, generator=generator).mul(2).exp()
+        kept = assert_as_by_argsort(operators, score, segment, position, quota, start, positions=c)
+        counts = kept.sum(1).tolist()
+        segment, position = operators.compact(kept, counts, [segment, position])
+        start = min(max(counts) - n for n in counts) + 3
+
+
+@pytest.mark.parametrize("levels", [0, 3])
+@pytest.mark.parametrize("deduplicate", [True, False])
+@pytest.mark.parametrize("begin", [True, False])
+def test_segments_longer_than_a_block_of_the_kernel(operators, levels, deduplicate, begin):
+    """Three blocks of tokens or more with ties on both sides of each border, and more positions than a block has."""
+    assert triton_module.BLOCK <= 2048
+    inputs = video(2200, [0, 0, 1], [2900, 60], levels=levels)
+    options = {"begin": torch.tensor([begins(inputs[1][0].tolist(), 2)])} if begin else {}
+    assert_as_by_argsort(operators, *inputs, start=3, positions=2200, deduplicate=deduplicate, **options)
+
+
+@pytest.mark.parametrize("quota", [0, 1, 2047, 2048, 2049, 4999, 5000, 5001])
+def test_constant_scores_keep_the_first_tokens_even_in_long_inputs(operators, quota):
+    length = 5000  # long enough for an unstable sort to show
+    keep = keep_of(operators, [0.25] * length, [0] * length, list(range(length)), [quota], positions=length)
+    assert indices(keep) == list(range(min(quota, length)))
+
+
+@pytest.mark.parametrize("quota", [1, 3000])
+def test_one_position_shared_by_all_tokens_keeps_the_best(operators, quota):
+    score = [0.25] * 5000
+    score[4097] = score[4098] = 0.5
+    assert indices(keep_of(operators, score, [0] * 5000, [3] * 5000, [quota])) == [4097]
+
+
+@pytest.mark.parametrize("begin", [True, False])
+def test_many_segments_most_of_them_empty(operators, begin):
+    ids = [0] * 5 + [7] * 3 + [FIXED, 7, 8, PADDING] + [20] * 9 + [38] * 2
+    options = {"begin": torch.tensor([begins(ids, 40)])} if begin else {}
+    score = torch.rand(1, len(ids), generator=torch.Generator().manual_seed(1))
+    position = torch.arange(len(ids))[None] % 4
+    quota = torch.tensor([[i % 5 for i in range(40)]])
+    assert_as_by_argsort(operators, score, torch.tensor([ids]), position, quota, positions=4, **options)
+
+
+def test_leading_and_trailing_tokens_without_segment_in_every_sample(operators):
+    """Also where the first and the last segment are empty, and where a sample has none at all."""
+    segment = [[FIXED, PADDING, 1, 1, FIXED, PADDING, FIXED], [0, FIXED, 2, PADDING, FIXED, FIXED, PADDING],
+               [PADDING, FIXED, FIXED, PADDING, FIXED, PADDING, FIXED]]  # fmt: skip
+    score, position = torch.zeros(3, 7), torch.zeros(3, 7, dtype=torch.int64)
+    quota = torch.ones(3, 3, dtype=torch.int64)
+    kept = operators.select(score, torch.tensor(segment), position, quota, positions=1)
+    assert [indices(row) for row in kept.tolist()] == [[0, 2, 4, 6], [0, 1, 2, 4, 5], [1, 2, 4, 6]]
+
+
+def test_scores_of_no_token(operators):
+    segment = torch.tensor([[FIXED, PADDING, FIXED]])
+    for start in (0, 2, 3):
+        kept = operators.select(torch.empty(1, 0), segment, segment, torch.tensor([[4, 4]]), positions=2, start=start)
+        assert kept.tolist() == [[True, False, True]]
+
+
+def test_scores_that_start_later_belong_to_later_tokens(operators):
+    segment, position = [FIXED, FIXED, 0, 0, 0, FIXED], [0, 1, 2, 3, 4, 5]
+    keep = keep_of(operators, [0.1, 0.9, 0.5], segment, position, [1], start=2)
+    assert indices(keep) == [0, 1, 3, 5]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ties_go_to_the_earlier_token(dtype):
-    assert indices(keep_of([0.5, 1.0, 1.0, 1.0], [0] * 4, [0, 1, 2, 3], [2], dtype=dtype)) == [1, 2]
+def test_ties_go_to_the_earlier_token(operators, dtype):
+    assert indices(keep_of(operators, [0.5, 1.0, 1.0, 1.0], [0] * 4, [0, 1, 2, 3], [2], dtype=dtype)) == [1, 2]
 
 
-def test_ties_of_one_position_keep_the_earlier_token():
-    assert indices(keep_of([0.5, 0.5, 0.5], [0] * 3, [4, 4, 4], [3])) == [0]
+def test_ties_of_one_position_keep_the_earlier_token(operators):
+    assert indices(keep_of(operators, [0.5, 0.5, 0.5], [0] * 3, [4, 4, 4], [3])) == [0]
 
 
-def test_constant_scores_keep_the_first_tokens_even_in_long_inputs():
-    length = 3000  # long enough for an unstable sort to show
-    keep = keep_of([0.25] * length, [0] * length, list(range(length)), [1000], positions=length)
-    assert indices(keep) == list(range(1000))
-
-
-def test_constant_scores_with_interleaved_segments():
-    keep = keep_of([0.0] * 9, [2, 1, 0] * 3, [0, 0, 0, 1, 1, 1, 2, 2, 2], [1, 2, 0])
-    assert indices(keep) == [1, 2, 4]
+def test_constant_scores_with_fixed_and_padding_tokens_among_the_segments(operators):
+    keep = keep_of(
+        operators, [0.0] * 9, [0, FIXED, 0, PADDING, 1, 1, FIXED, 2, 2], [0, 0, 1, 0, 0, 1, 1, 0, 1], [1, 2, 0]
+    )
+    assert indices(keep) == [0, 1, 4, 5, 6]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_nan_ranks_after_minus_infinity(dtype):
+def test_nan_ranks_after_minus_infinity(operators, dtype):
     score = [NAN, -INF, NAN, -5.0]
     for quota, stays in [(1, [3]), (2, [1, 3]), (3, [0, 1, 3]), (4, [0, 1, 2, 3])]:
-        assert indices(keep_of(score, [0] * 4, [0, 1, 2, 3], [quota], dtype=dtype)) == stays
+        assert indices(keep_of(operators, score, [0] * 4, [0, 1, 2, 3], [quota], dtype=dtype)) == stays
 
 
-def test_nan_of_either_sign_ranks_last():
-    score = torch.tensor([[-NAN, NAN, 0.5]])
-    score[0, 0] = torch.copysign(score[0, 0], torch.tensor(-1.0))
-    keep = select(score, torch.zeros_like(score).long(), torch.tensor([[0, 1, 2]]), torch.tensor([[1]]), positions=3)
-    assert keep.tolist() == [[False, False, True]]
+def test_nan_of_either_sign_ranks_last(operators):
+    score = torch.tensor([NAN, NAN, -INF, 0.5]).copysign(torch.tensor([-1.0, 1.0, -1.0, 1.0]))[None]
+    segment, position = torch.zeros(1, 4, dtype=torch.int64), torch.arange(4)[None]
+    for quota, stays in [(1, [3]), (2, [2, 3]), (3, [0, 2, 3])]:
+        keep = operators.select(score, segment, position, torch.tensor([[quota]]), positions=4)
+        assert indices(keep[0].tolist()) == stays
 
 
-def test_nan_loses_its_position_to_a_number():
-    assert indices(keep_of([NAN, -INF], [0, 0], [3, 3], [2])) == [1]
+def test_nan_of_both_signs_tie(operators):
+    score = torch.tensor([[NAN, NAN, NAN]]).copysign(torch.tensor([1.0, -1.0, 1.0]))
+    keep = operators.select(
+        score, torch.zeros(1, 3).long(), torch.tensor([[0, 0, 1]]), torch.tensor([[2]]), positions=2
+    )
+    assert indices(keep[0].tolist()) == [0]
 
 
-def test_all_nan_keeps_the_first_tokens():
-    assert indices(keep_of([NAN] * 4, [0] * 4, [0, 1, 2, 3], [2])) == [0, 1]
+@pytest.mark.parametrize("sign", [1, -1])
+def test_subnormals_are_no_zeros(operators, sign):
+    score = [0.0, sign * 1e-45, sign * 1e-39, sign * 1e-45]
+    stays = [[], [2], [1, 2], [1, 2, 3]] if sign > 0 else [[], [0], [0, 1], [0, 1, 3]]
+    for quota, kept in enumerate(stays):
+        assert indices(keep_of(operators, score, [0] * 4, [0, 1, 2, 3], [quota])) == kept
 
 
-def test_infinities_tie_among_themselves():
-    assert indices(keep_of([1.0, INF, INF, INF], [0] * 4, [0, 1, 2, 3], [2])) == [1, 2]
+def test_scores_a_bit_apart_in_each_byte(operators):
+    bits = [0x3F800000 ^ (1 << i) for i in range(30)] + [0x3F800000]
+    score = torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    segment, position = torch.zeros(31, dtype=torch.int64), torch.arange(31)
+    for quota in (1, 9, 17, 30):
+        inputs = (t[None] for t in (torch.cat([score, -score]), segment.repeat(2), position.repeat(2)))
+        assert_as_by_argsort(operators, *inputs, torch.tensor([[quota + 31]]), positions=31, deduplicate=False)
+
+
+def test_nan_loses_its_position_to_a_number(operators):
+    assert indices(keep_of(operators, [NAN, -INF], [0, 0], [3, 3], [2])) == [1]
+
+
+def test_all_nan_keeps_the_first_tokens(operators):
+    assert indices(keep_of(operators, [NAN] * 4, [0] * 4, [0, 1, 2, 3], [2])) == [0, 1]
+
+
+def test_infinities_tie_among_themselves(operators):
+    assert indices(keep_of(operators, [1.0, INF, INF, INF], [0] * 4, [0, 1, 2, 3], [2])) == [1, 2]
 
 
 @pytest.mark.parametrize("score", [[0.0, -0.0], [-0.0, 0.0]])
-def test_minus_zero_ties_with_zero(score):
-    assert indices(keep_of(score, [0, 0], [0, 1], [1])) == [0]
-    assert indices(keep_of(score, [0, 0], [1, 1], [2])) == [0]
+def test_minus_zero_ties_with_zero(operators, score):
+    assert indices(keep_of(operators, score, [0, 0], [0, 1], [1])) == [0]
+    assert indices(keep_of(operators, score, [0, 0], [1, 1], [2])) == [0]
 
 
-def test_deduplication_comes_after_the_top_k_and_does_not_refill():
+def test_deduplication_comes_after_the_top_k_and_does_not_refill(operators):
     # the two best share position 0; the third best is not taken in place of the dropped one
-    assert indices(keep_of([0.9, 0.8, 0.7], [0] * 3, [0, 0, 1], [2])) == [0]
+    assert indices(keep_of(operators, [0.9, 0.8, 0.7], [0] * 3, [0, 0, 1], [2])) == [0]
 
 
-def test_the_same_position_stays_once_in_every_segment():
-    assert indices(keep_of([0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], [5, 5, 5, 5], [2, 2])) == [1, 3]
+def test_the_same_position_stays_once_in_every_segment(operators):
+    assert indices(keep_of(operators, [0.1, 0.2, 0.3, 0.4], [0, 0, 1, 1], [5, 5, 5, 5], [2, 2])) == [1, 3]
 
 
-def test_deduplication_off_keeps_a_position_twice():
-    assert indices(keep_of([0.9, 0.8, 0.7], [0] * 3, [0, 0, 1], [2], deduplicate=False)) == [0, 1]
+def test_deduplication_off_keeps_a_position_twice(operators):
+    assert indices(keep_of(operators, [0.9, 0.8, 0.7], [0] * 3, [0, 0, 1], [2], deduplicate=False)) == [0, 1]
 
 
-def test_deduplication_is_the_default():
-    assert indices(keep_of([0.9, 0.8], [0, 0], [0, 0], [2])) == [0]
+def test_deduplication_is_the_default(operators):
+    assert indices(keep_of(operators, [0.9, 0.8], [0, 0], [0, 0], [2])) == [0]
 
 
-def test_fixed_tokens_stay_and_padding_goes_whatever_score_or_position_they_have():
+def test_fixed_tokens_stay_and_padding_goes_whatever_score_or_position_they_have(operators):
     score = [-INF, INF, NAN, NAN, 0.5]
     segment = [FIXED, PADDING, FIXED, PADDING, 0]
-    assert indices(keep_of(score, segment, [10**9, -7, 0, 0, 0], [1])) == [0, 2, 4]
-    assert indices(keep_of(score, segment, [10**9, -7, 0, 0, 0], [0])) == [0, 2]
+    assert indices(keep_of(operators, score, segment, [10**9, -7, 0, 0, 0], [1])) == [0, 2, 4]
+    assert indices(keep_of(operators, score, segment, [10**9, -7, 0, 0, 0], [0])) == [0, 2]
 
 
-def test_fixed_and_padding_tokens_take_no_quota_and_no_position():
-    keep = keep_of([0.9, 0.9, 0.1, 0.2], [FIXED, PADDING, 0, 0], [0, 0, 0, 1], [2])
+def test_fixed_and_padding_tokens_take_no_quota_and_no_position(operators):
+    keep = keep_of(operators, [0.9, 0.9, 0.1, 0.2], [FIXED, PADDING, 0, 0], [0, 0, 0, 1], [2])
     assert indices(keep) == [0, 2, 3]
 
 
-def test_quota_zero_drops_the_whole_segment():
-    assert indices(keep_of([0.9, 0.8, 0.1], [0, 0, 1], [0, 1, 0], [0, 1])) == [2]
+def test_quota_zero_drops_the_whole_segment(operators):
+    assert indices(keep_of(operators, [0.9, 0.8, 0.1], [0, 0, 1], [0, 1, 0], [0, 1])) == [2]
 
 
-def test_quota_above_the_segment_takes_all_and_hands_nothing_on():
-    assert indices(keep_of([0.1, 0.2, 0.9, 0.8], [0, 0, 1, 1], [0, 1, 0, 1], [100, 1])) == [0, 1, 2]
+def test_quota_above_the_segment_takes_all_and_hands_nothing_on(operators):
+    assert indices(keep_of(operators, [0.1, 0.2, 0.9, 0.8], [0, 0, 1, 1], [0, 1, 0, 1], [100, 1])) == [0, 1, 2]
 
 
-def test_empty_segments_between_others():
-    assert indices(keep_of([0.3, 0.2, 0.1], [3, 1, 3], [0, 0, 1], [5, 1, 5, 1])) == [0, 1]
+def test_empty_segments_between_others(operators):
+    assert indices(keep_of(operators, [0.2, 0.3, 0.1], [1, 3, 3], [0, 0, 1], [5, 1, 5, 1])) == [0, 1]
 
 
-def test_all_single_frame_segments():
+def test_all_single_frame_segments(operators):
     segment = [s for s in range(4) for _ in range(3)]
     score = [0.1, 0.3, 0.2] * 4
-    assert indices(keep_of(score, segment, [0, 1, 2] * 4, [1, 2, 3, 0])) == [1, 4, 5, 6, 7, 8]
+    assert indices(keep_of(operators, score, segment, [0, 1, 2] * 4, [1, 2, 3, 0])) == [1, 4, 5, 6, 7, 8]
 
 
-def test_one_segment_one_position():
-    assert indices(keep_of([0.1, 0.9, 0.5], [0] * 3, [0] * 3, [3], positions=1)) == [1]
+def test_one_segment_one_position(operators):
+    assert indices(keep_of(operators, [0.1, 0.9, 0.5], [0] * 3, [0] * 3, [3], positions=1)) == [1]
 
 
-def test_batches_with_different_left_padding_and_ragged_survivors():
+def test_batches_with_different_left_padding_and_ragged_survivors(operators):
     case = {
-        "score": [[9.0, 9.0, 0.1, 0.2, 0.3, 0.4], [0.6, 0.5, 0.4, 0.3, 0.2, 0.1], [9.0] * 6],
-        "segment": [[PADDING, PADDING, FIXED, 0, 0, 1], [0, 1, 0, 1, 0, FIXED], [PADDING] * 6],
-        "position": [[0, 0, 0, 0, 1, 0], [0, 1, 0, 0, 1, 0], [0] * 6],
+        "score": [[9.0, 9.0, 0.1, 0.2, 0.3, 0.4], [0.6, 0.4, 0.2, 0.5, 0.3, 0.1], [9.0] * 6],
+        "segment": [[PADDING, PADDING, FIXED, 0, 0, 1], [0, 0, 0, 1, 1, FIXED], [PADDING] * 6],
+        "position": [[0, 0, 0, 0, 1, 0], [0, 0, 1, 1, 0, 0], [0] * 6],
         "quota": [[1, 1], [3, 1], [6, 6]],
         "positions": 2,
     }
-    kept = run(case).tolist()
+    kept = run(operators, case).tolist()
     assert kept == expected(case)
-    assert [indices(row) for row in kept] == [[2, 4, 5], [0, 1, 4, 5], []]
+    assert [indices(row) for row in kept] == [[2, 4, 5], [0, 2, 3, 5], []]
 
 
-def test_no_tokens():
-    assert keep_of([], [], [], [3]) == []
+def test_no_tokens(operators):
+    assert keep_of(operators, [], [], [], [3]) == []
 
 
-def test_only_fixed_tokens():
-    assert keep_of([0.5] * 3, [FIXED] * 3, [0] * 3, [0]) == [True] * 3
+def test_only_fixed_tokens(operators):
+    assert keep_of(operators, [0.5] * 3, [FIXED] * 3, [0] * 3, [0]) == [True] * 3
 
 
-def test_non_contiguous_inputs():
+def test_non_contiguous_inputs(operators):
     generator = torch.Generator().manual_seed(0)
     score = torch.rand(20, 2, generator=generator).T
-    segment = torch.randint(-2, 3, (2, 40), generator=generator)[:, ::2]
+    segment = torch.randint(-2, 3, (2, 40), generator=generator)
+    segment[:, ::2] = torch.tensor([in_order(row, 0, 20) for row in segment[:, ::2].tolist()])
+    segment = segment[:, ::2]
     position = torch.arange(20).remainder(4).expand(2, -1)
     quota = torch.randint(0, 6, (3, 2), generator=generator).T
-    kept = select(score, segment, position, quota, positions=4)
-    plain = [t.contiguous().clone() for t in (score, segment, position, quota)]
-    assert torch.equal(kept, select(*plain, positions=4))
-    assert kept.tolist() == [oracle.select(*(t[b].tolist() for t in plain)) for b in range(2)]
+    begin = torch.tensor([begins(row, 3) for row in segment.tolist()]).T.contiguous().T
+    assert not any(t.is_contiguous() for t in (score, segment, position, quota, begin))
+    for options in ({}, {"begin": begin}):
+        assert_as_by_argsort(operators, score, segment, position, quota, positions=4, **options)
 
 
-def test_inputs_are_left_alone():
-    inputs = [torch.tensor([[0.5, NAN]]), torch.tensor([[0, FIXED]]), torch.tensor([[0, -3]]), torch.tensor([[1]])]
-    before = [t.clone() for t in inputs]
-    select(*inputs, positions=1)
-    assert all(torch.equal(a.nan_to_num(7), b.nan_to_num(7)) for a, b in zip(inputs, before, strict=True))
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_slice_of_scores_and_one_grid_for_all_samples(operators, dtype):
+    """As an engine hands them over: scores cut out of a wider buffer, segments and positions expanded."""
+    score, segment, position, quota = video(36, [0, 0, 1, 1, 1], [30, 50])
+    wide = torch.cat([score, score.flip(1), score], 1).to(dtype).view(1, 3, -1)[:, ::2]  # [1, 2, C]
+    segment, position = (t.expand(2, -1) for t in (segment, position))
+    begin = torch.tensor([begins(segment[0].tolist(), 2)]).expand(2, -1)
+    quota = quota.expand(2, -1)
+    assert_as_by_argsort(operators, wide[0], segment, position, quota, start=3, positions=36, begin=begin)
 
 
-def test_no_host_read():
+def test_no_host_read(operators):
     """On the meta device there is no value that the host could read."""
     score = torch.empty(2, 30, device="meta")
     integers = torch.empty(2, 30, dtype=torch.int64, device="meta")
     quota = torch.empty(2, 4, dtype=torch.int64, device="meta")
-    assert select(score, integers, integers, quota, positions=5).shape == (2, 30)
+    for options in ({}, {"begin": quota}):
+        assert select(score, integers, integers, quota, positions=5, impl=operators.impl, **options).shape == (2, 30)
 
 
-def test_same_result_twice():
+def test_same_result_twice(operators):
     case = {
         "score": [[math.sin(i // 3) for i in range(500)]],
-        "segment": [[i % 3 for i in range(500)]],
+        "segment": [[i // 170 for i in range(500)]],
         "position": [[i % 50 for i in range(500)]],
         "quota": [[20, 50, 90]],
         "positions": 50,
     }
-    assert torch.equal(run(case), run(case))
+    assert torch.equal(run(operators, case), run(operators, case))
 
 
 GOOD = {
@@ -307,29 +505,41 @@ GOOD = {
 @pytest.mark.parametrize(
     ("wrong", "named"),
     [
-        ({"score": torch.zeros(2, 3)}, "score"),
+        ({"score": torch.zeros(2, 5)}, "start"),
         ({"score": torch.zeros(1, 4)}, "score"),
+        ({"score": torch.zeros(3, 4)}, "score"),
+        ({"score": torch.zeros(8)}, "score"),
+        ({"score": torch.zeros(2, 4, 1)}, "score"),
+        ({"score": torch.zeros(2, 4, dtype=torch.float64)}, "score"),
+        ({"score": torch.zeros(2, 4, dtype=torch.int64)}, "score"),
+        ({"start": 1}, "start"),
+        ({"start": -1}, "start"),
+        ({"score": torch.zeros(2, 3), "start": 2}, "start"),
+        ({"score": torch.zeros(2, 3), "start": -1}, "start"),
         ({"segment": torch.zeros(2, 5, dtype=torch.int64)}, "segment"),
         ({"position": torch.zeros(8, dtype=torch.int64)}, "position"),
-        ({name: GOOD[name].flatten() for name in ("score", "segment", "position")}, "score"),
-        ({name: GOOD[name][None] for name in ("score", "segment", "position")}, "score"),
+        ({"position": torch.zeros(2, 3, dtype=torch.int64)}, "position"),
+        ({name: GOOD[name].flatten() for name in ("score", "segment", "position")}, "segment"),
+        ({name: GOOD[name][None] for name in ("score", "segment", "position")}, "segment"),
+        ({"begin": torch.zeros(2, 2, dtype=torch.int64)}, "begin"),
+        ({"begin": torch.zeros(1, 3, dtype=torch.int64)}, "begin"),
+        ({"begin": torch.zeros(3, dtype=torch.int64)}, "begin"),
         ({"quota": torch.ones(3, dtype=torch.int64)}, "quota"),
         ({"quota": torch.ones(1, 3, dtype=torch.int64)}, "quota"),
         ({"quota": torch.ones(2, 0, dtype=torch.int64)}, "quota"),
         ({"positions": 0}, "positions"),
         ({"positions": -1}, "positions"),
-        ({"impl": "nonsense"}, "impl"),
-        ({"impl": ""}, "impl"),
     ],
 )
-def test_wrong_arguments_are_named(wrong, named):
+def test_wrong_arguments_are_named(operators, wrong, named):
     with pytest.raises(ValueError, match=rf"\b{named}\b"):
-        select(**{**GOOD, **wrong})
+        operators.select(**{**GOOD, **wrong})
 
 
-def test_triton_never_becomes_the_reference():
-    with pytest.raises(RuntimeError, match="triton"):
-        select(**GOOD, impl="triton")
+@pytest.mark.parametrize("impl", ["nonsense", ""])
+def test_unknown_implementation(impl):
+    with pytest.raises(ValueError, match="impl"):
+        select(**GOOD, impl=impl)
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])

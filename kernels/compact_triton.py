@@ -1,0 +1,132 @@
+"""`compact` in Triton: one launch moves every tensor.
+
+A program has a block of tokens of one sample. It counts the kept tokens before its own (one byte each, from L2), so
+that no prefix sum has to run beforehand; a survivor's slot is that count, plus its rank within the block, plus the
+sample's left padding. Then the rows of all tensors go over, whatever their type, as integers of the same size: bits are
+kept. Slots of padding are filled by the programs whose token blocks have their numbers.
+
+Cost: every surviving row read and written once, and L / 2 bytes of mask for each block of tokens (L where samples are
+padded).
+"""
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+# Elements that a program moves at a time, 16 KiB of bf16 in flight: 512 of a row, of more tokens fewer.
+TILE = 8192
+# Mask bytes that a program counts at a time.
+COUNT_BLOCK = 4096
+# Programs of a sample from which on they take more tokens each, lest they all count a long mask again.
+MAX_PROGRAMS = 1024
+LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
+
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def token_block(length: int) -> int:
+    """Tokens of a program: 16 keep enough rows in flight and leave no processor idle; long sequences take 64 or 256."""
+    return 16 if length <= 16 * MAX_PROGRAMS else 64 if length <= 64 * MAX_PROGRAMS else 256
+
+
+@triton.jit
+def _move(
+    source, target, sample, token, slot, kept, length, width, padding,
+    SIZE: tl.constexpr, SHARED: tl.constexpr, FILL: tl.constexpr, PADDED: tl.constexpr, ROW: tl.constexpr,
+):  # fmt: skip
+    """The kept rows `[BLOCK, SIZE]` of one tensor to their slots, and `FILL` to the slots of padding."""
+    if not SHARED:
+        source += sample * length * SIZE
+    target += sample * width * SIZE
+    for start in range(0, SIZE, ROW):
+        column = (start + tl.arange(0, ROW))[None, :]
+        inside = column < SIZE
+        rows = tl.load(source + token.to(tl.int64)[:, None] * SIZE + column, mask=kept[:, None] & inside)
+        tl.store(target + slot.to(tl.int64)[:, None] * SIZE + column, rows, mask=kept[:, None] & inside)
+        if PADDED:
+            empty = (token < padding)[:, None] & inside
+            value = tl.full(rows.shape, FILL, rows.dtype)
+            tl.store(target + token.to(tl.int64)[:, None] * SIZE + column, value, mask=empty)
+
+
+@triton.jit(do_not_specialize=["length", "width"])
+def compact_kernel(
+    keep, sources, targets, length, width,
+    SIZES: tl.constexpr, SHARED: tl.constexpr, FILLS: tl.constexpr, ROWS: tl.constexpr, PADDED: tl.constexpr,
+    BLOCK: tl.constexpr, COUNT: tl.constexpr,
+):  # fmt: skip
+    """Grid: blocks of tokens, B. `sources` and `targets` are tuples of tensors `[B or 1, L or W, SIZES[i]]`."""
+    first = tl.program_id(0) * BLOCK
+    sample = tl.program_id(1).to(tl.int64)
+    keep += sample * length
+    before = 0
+    total = 0
+    stop = length if PADDED else first
+    for i in range(0, stop, COUNT):
+        at = i + tl.arange(0, COUNT)
+        kept = tl.load(keep + at, mask=at < stop, other=0).to(tl.int32)
+        total += tl.sum(kept, 0)
+        before += tl.sum(tl.where(at < first, kept, 0), 0)
+    padding = 0
+    if PADDED:
+        padding = width - total
+
+    token = first + tl.arange(0, BLOCK)
+    kept = tl.load(keep + token, mask=token < length, other=0).to(tl.int32)
+    slot = padding + before + tl.cumsum(kept, 0) - kept
+    moved = (kept != 0) & (slot >= 0) & (slot < width)  # counts that are wrong must not write elsewhere
+    for i in tl.static_range(len(SIZES)):
+        _move(
+            sources[i], targets[i], sample, token, slot, moved, length, width, padding,
+            SIZES[i], SHARED[i], FILLS[i], PADDED, ROWS[i],
+        )  # fmt: skip
+
+
+@torch.library.custom_op("adatp::compact", mutates_args=())
+def compact_triton(
+    keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor], fills: Sequence[int]
+) -> list[Tensor]:
+    """`adatp_kernels.compact.compact`; `fills` is what padding holds in each tensor, as an integer of the same size."""
+    batch, length = keep.shape
+    width = max(counts)
+    results = [t.new_empty(batch, width, *t.shape[2:]) for t in tensors]
+    moved = [(s, r, f) for s, r, f in zip(tensors, results, fills, strict=True) if r.numel()]
+    if not moved:
+        return results
+    shared = [_same_for_all(source) for source, *_ in moved]
+    sources = [(s[:1] if same else s).contiguous() for (s, *_), same in zip(moved, shared, strict=True)]
+    sizes = tuple(s[0, 0].numel() for s in sources)
+    block = token_block(length)
+    compact_kernel[(triton.cdiv(length, block), batch)](
+        keep.contiguous().view(torch.uint8),
+        tuple(_words(s) for s in sources),
+        tuple(_words(r) for _, r, _ in moved),
+        length,
+        width,
+        SIZES=sizes,
+        SHARED=tuple(shared),
+        FILLS=tuple(f for *_, f in moved),
+        ROWS=tuple(min(TILE // block, triton.next_power_of_2(size)) for size in sizes),
+        PADDED=min(counts) < width,
+        BLOCK=block,
+        COUNT=COUNT_BLOCK,
+        **LAUNCH,
+    )
+    return results
+
+
+@compact_triton.register_fake
+def _(keep, counts, tensors, fills):
+    return [t.new_empty(keep.shape[0], max(counts), *t.shape[2:]) for t in tensors]
+
+
+def _same_for_all(tensor: Tensor) -> bool:
+    """Whether several samples are one and the same memory, as of a table that was expanded."""
+    return tensor.shape[0] > 1 and tensor.stride(0) == 0
+
+
+def _words(tensor: Tensor) -> Tensor:
+    return tensor.view(_WORDS[tensor.element_size()])
