@@ -1,0 +1,295 @@
+"""What every kernel takes of every chip. No GPU is needed: the launchers themselves run, but compile where they launch.
+
+`python tests/compile_matrix.py` prints the table; test_compile_matrix.py holds it to its limits.
+"""
+
+import math
+import multiprocessing
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import NamedTuple
+from unittest import mock
+
+import torch
+import triton
+from random_prefill import prefill
+from triton.backends.compiler import GPUTarget
+from triton.runtime.jit import JITFunction
+
+from adatp.prefill import PromptLayout
+from adatp_kernels import compact, score, select
+from adatp_kernels.compact import PADDING
+from adatp_kernels.compact_triton import MAX_PROGRAMS, compact_triton, token_block
+from adatp_kernels.dispatch import interpreted
+from adatp_kernels.score_triton import score_triton
+from adatp_kernels.select_triton import select_triton
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_86": GPUTarget("cuda", 86, 32),
+    "sm_89": GPUTarget("cuda", 89, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+ALL, SOME = tuple(TARGETS), ("sm_80", "sm_90", "gfx942")
+# Bytes of shared memory that one program may have: CUDA programming guide, compute capabilities; CDNA3 ISA, LDS.
+SHARED_MEMORY = {
+    "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10,
+    "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10,
+}  # fmt: skip
+TENSOR_MEMORY = 512  # columns of it on sm_100
+# Bytes that one load of a thread may have. Queries, keys and rows of tensors come in 16; 8 is an id, 4 its lower half
+# or a row's maximum or sum, 1 the mask. Half-precision rows in pieces of one element (2) fail, and so does none of 16.
+LOADS = {"normaliser": {4, 8, 16}, "column": {4, 8, 16}, "compact": {1, 8, 16}}
+
+LENGTH, TEXT, FRAMES, PER_FRAME = 6402, 64, 32, 196  # LLaVA-OneVision: 32 frames, a question of 64 tokens
+BEFORE = 14
+HEADS = {32: (8, 2), 64: (14, 2), 72: (16, 16), 80: (32, 8), 128: (28, 4), 256: (8, 4)}  # by head dimension: (H, G)
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+class Case(NamedTuple):
+    """A launch: the kernels that it starts, the targets it is compiled for, and whether it is aligned to load wide."""
+
+    kernels: tuple[str, ...]
+    launch: Callable[[], object]
+    targets: tuple[str, ...] = ALL
+    aligned: bool = True
+
+
+class Resources(NamedTuple):
+    """What a program takes: registers and spilled bytes of a thread, bytes of shared memory; and how wide it loads."""
+
+    registers: int
+    shared: int
+    tensor_memory: int
+    spills: int
+    loads: frozenset[int]
+
+
+def score_case(dtype: str, dim: int, *, text=TEXT, padded=False, lse=False, targets=ALL) -> Case:
+    heads, groups = HEADS[dim]
+
+    def launch():
+        score_triton(
+            torch.empty(2, heads, text, dim, dtype=DTYPES[dtype]),
+            torch.empty(2, groups, LENGTH, dim, dtype=DTYPES[dtype]),
+            torch.empty(2, text, dtype=torch.int64),
+            BEFORE, BEFORE + FRAMES * PER_FRAME, dim**-0.5,
+            torch.empty(2, dtype=torch.int64) if padded else None,
+            torch.empty(2, heads, text) if lse else None,
+        )  # fmt: skip
+
+    # Triton knows of a stride whether it is a multiple of 16 elements
+    return Case(("column",) if lse else ("normaliser", "column"), launch, targets, aligned=dim % 16 == 0)
+
+
+def select_case(deduplicate: bool) -> Case:
+    def launch():
+        ids, slots = torch.empty(2, 1, LENGTH, dtype=torch.int64), torch.empty(2, 1, FRAMES, dtype=torch.int64)
+        select_triton(torch.empty(1, FRAMES * PER_FRAME), *ids, *slots, BEFORE, PER_FRAME, deduplicate)
+
+    return Case(("select",), launch)
+
+
+def compact_case(width: int, dim: int, *, length=LENGTH, batch=1, first=True, dtype="bf16", targets=ALL) -> Case:
+    """As the cuts move them; before the first, all samples share one rotary table."""
+
+    def launch():
+        hidden = torch.empty(batch, length, width, dtype=DTYPES[dtype])
+        table = torch.empty(1 if first else batch, length, dim, dtype=DTYPES[dtype]).expand(batch, -1, -1)
+        ids = torch.empty(batch, length, dtype=torch.int64)
+        counts = list(range(length // 2, length // 2 + batch))
+        fills = [0] * 3 + [PADDING] * 3
+        compact_triton(torch.empty(batch, length, dtype=torch.bool), counts, [hidden, *[table] * 2, *[ids] * 3], fills)
+
+    return Case(("compact",), launch, targets)
+
+
+def cases() -> dict[str, Case]:
+    """Every chip gets what checkpoints run; other head dimensions, types and flags are compiled for some."""
+    result = {}
+    for dim in (64, 128):
+        result[f"bf16-d{dim}-padded"] = score_case("bf16", dim, padded=True)
+        result[f"fp32-d{dim}-padded"] = score_case("fp32", dim, padded=True)
+        result[f"bf16-d{dim}"] = score_case("bf16", dim, targets=SOME)
+    result["bf16-d64-one-row"] = score_case("bf16", 64, text=1, targets=SOME)
+    result["bf16-d128-one-row"] = score_case("bf16", 128, text=1)
+    for dim in (32, 72, 80, 256):
+        result[f"bf16-d{dim}-padded"] = score_case("bf16", dim, padded=True, targets=SOME)
+    result["fp32-d256-padded"] = score_case("fp32", 256, padded=True, targets=SOME)
+    result["fp16-d128-padded"] = score_case("fp16", 128, padded=True, targets=("sm_90",))
+    result["bf16-d128-padded-lse"] = score_case("bf16", 128, padded=True, lse=True, targets=SOME)
+    result["deduplicate"] = select_case(True)
+    result["top-k-only"] = select_case(False)
+    for name, width, dim in (("0.5B", 896, 64), ("7B", 3584, 128)):
+        result[name] = compact_case(width, dim)
+        result[f"{name}-padded"] = compact_case(width, dim, batch=2)
+    result["7B-padded-later"] = compact_case(3584, 128, batch=2, first=False, targets=SOME)
+    result["7B-fp32-padded"] = compact_case(3584, 128, dtype="fp32", batch=2, targets=SOME)
+    # from where on programs take more tokens each
+    for length in (16 * MAX_PROGRAMS + 1, 64 * MAX_PROGRAMS + 1):
+        name = f"0.5B-padded-{token_block(length)}-tokens"
+        result[name] = compact_case(896, 64, length=length, batch=2, targets=("sm_90", "gfx942"))
+    return result
+
+
+CASES = cases()
+
+
+class Driver:
+    """Stands in for a GPU of each target: their places in `TARGETS` are the device numbers."""
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def get_current_device(self) -> int:
+        return ALL.index(self.target)
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return TARGETS[self.target]
+
+
+@contextmanager
+def compiling_for(target: str) -> Iterator[list]:
+    """Inside, launches compile for `target` and are done; what they have compiled. The tensors are the host's."""
+    if interpreted():
+        raise RuntimeError("interpreted kernels do not compile")
+    compiled = []
+    run = JITFunction.run
+
+    def warm_up(self, *args, warmup, **kwargs):
+        compiled.append(run(self, *args, warmup=True, **kwargs))
+        return compiled[-1]
+
+    triton.runtime.driver.set_active(Driver(target))
+    with mock.patch.object(JITFunction, "run", warm_up), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
+        try:
+            yield compiled
+        except Exception as error:  # Triton's own do not all travel between processes
+            raise RuntimeError(f"{target}: {type(error).__name__}: {error}") from None
+
+
+def compile_case(case: str, target: str) -> dict[str, Resources]:
+    """By kernel. What Triton has in its cache is not compiled again, but read again."""
+    with compiling_for(target) as compiled:
+        CASES[case].launch()
+    return {kernel.metadata.name.removesuffix("_kernel"): resources(kernel) for kernel in compiled}
+
+
+def variants(prompts: list[PromptLayout], target: str) -> list[dict[str, int]]:
+    """After a prefill of each of the prompts in turn: how often every kernel has been compiled until then.
+
+    What the kernels leave behind is what memory holds at first, and that is the same in every run.
+    """
+    compiled, counts = {}, []
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with ExitStack() as stack:
+            launched = stack.enter_context(compiling_for(target))
+            for module in (score, select, compact):
+                stack.enter_context(mock.patch.object(module, "resolve", return_value="triton"))
+            for prompt in prompts:
+                prefill(prompt, "cpu")
+                for kernel in launched:
+                    compiled.setdefault(kernel.metadata.name, set()).add(id(kernel))
+                counts.append({name: len(found) for name, found in compiled.items()})
+    finally:
+        torch.use_deterministic_algorithms(deterministic)
+    return counts
+
+
+def resources(kernel) -> Resources:
+    rest = kernel.metadata.shared, getattr(kernel.metadata, "tmem_size", None) or 0
+    if "amdgcn" in kernel.asm:
+        text = kernel.asm["amdgcn"]
+        # Memory of a thread. A scalar register that is spilled goes into a lane of a vector register, not to memory.
+        spills = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)[1])
+        registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
+        return Resources(registers, *rest, spills, _amd_loads(text))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        tool = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        report = subprocess.run(tool, check=True, capture_output=True, text=True).stdout
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", report).groups())
+    return Resources(registers, *rest, stack + local, _nvidia_loads(kernel.asm["ptx"]))
+
+
+def _nvidia_loads(ptx: str) -> frozenset[int]:
+    plain = re.findall(r"\bld\.global[\w.:]*?(?:\.v(\d))?\.[bfsu](\d+)\b", ptx)
+    copied = re.findall(r"\bcp\.async[\w.]*\.shared\.global[\w.:]* \[.*?\], \[.*?\], (0x\w+|\d+)", ptx)
+    return frozenset(int(n or 1) * int(bits) // 8 for n, bits in plain) | {int(n, 0) for n in copied}
+
+
+def _amd_loads(text: str) -> frozenset[int]:
+    sizes = {"byte": 1, "short": 2, "dword": 4}
+    loads = re.findall(r"\b(?:global|buffer|flat)_load_(?:lds_)?[us]?(byte|short|dword)(?:x(\d))?", text)
+    return frozenset(sizes[kind] * int(n or 1) for kind, n in loads)
+
+
+def problems(kernel: str, case: str, target: str, found: Resources) -> list[str]:
+    """What is wrong with it, in words."""
+    result = []
+    if found.spills:
+        result.append(f"spills {found.spills} bytes a thread")
+    if found.shared > SHARED_MEMORY[target]:
+        result.append(f"takes {found.shared} bytes of shared memory, of {SHARED_MEMORY[target]}")
+    if found.tensor_memory > TENSOR_MEMORY:
+        result.append(f"takes {found.tensor_memory} columns of tensor memory, of {TENSOR_MEMORY}")
+    allowed = LOADS.get(kernel)
+    if allowed and CASES[case].aligned and (16 not in found.loads or not found.loads <= allowed):
+        result.append(f"loads in pieces of {sorted(found.loads)} bytes, not of {sorted(allowed)}")
+    return result
+
+
+def workers() -> ProcessPoolExecutor:
+    """One a core: Triton compiles on one."""
+    return ProcessPoolExecutor(min(8, os.cpu_count() or 1), multiprocessing.get_context("spawn"))
+
+
+def main() -> int:
+    from rich.console import Console
+    from rich.progress import track
+    from rich.table import Table
+
+    console = Console()
+    with workers() as pool:
+        futures = {(c, t): pool.submit(compile_case, c, t) for c, case in CASES.items() for t in case.targets}
+        done = {
+            at: future.result()
+            for at, future in track(futures.items(), "compiling", console=Console(stderr=True), transient=True)
+        }
+    rows = [(kernel, *at, found) for at, kernels in done.items() for kernel, found in kernels.items()]
+    table = Table("kernel", "case", "target", title=f"Triton {triton.__version__}")
+    for name in ("registers", "shared KiB", "spills"):
+        table.add_column(name, justify="right")
+    table.add_column("problems", style="red")
+    rows.sort(key=lambda row: row[0])  # stable: cases and targets in their own order
+    wrong = 0
+    for i, (kernel, case, target, found) in enumerate(rows):
+        bad = problems(kernel, case, target, found)
+        wrong += bool(bad)
+        numbers = (str(found.registers), f"{math.ceil(found.shared / 1024)}", str(found.spills))
+        last = i + 1 == len(rows) or rows[i + 1][:2] != (kernel, case)
+        table.add_row(kernel, case, target, *numbers, "; ".join(bad), end_section=last)
+    console.print(table)
+    console.print(f"{len(rows)} programs, {wrong} with problems")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
