@@ -1,23 +1,26 @@
-"""What pruning costs beside what it saves, side by side in one run: `make bench`.
+"""What pruning costs beside what it saves: the forward with and without, a first cut, all cuts."""
 
-The tables of pytest-benchmark give every time as a ratio to the fastest of its group.
-"""
-
-from types import SimpleNamespace
+import time
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from harness import grid, too_much
+from inputs import BASE, DEVICE, DTYPE, Case, compact_inputs, score_inputs, select_inputs
 from transformers import Qwen2Config, Qwen2Model
 
 import adatp
 from adatp.builtin import load_builtin
-from adatp.flops import MODEL_SHAPES
+from adatp.flops import MODEL_SHAPES, prefill_flops, schedule_lengths
 from adatp_kernels.compact import compact
 from adatp_kernels.score import score
-from adatp_kernels.select import FIXED, select
+from adatp_kernels.select import segment_begins, select
 
-torch.set_grad_enabled(False)
+FORWARD = "forward: built-in model on the CPU, 32 frames"
+CASE = Case(BASE)
+FIRST = f"first cut: {CASE}"
+PREFILL = f"pruned prefill: {CASE}"
 
 
 @pytest.fixture(scope="module")
@@ -30,63 +33,106 @@ def small():
     return builtin, builtin.processor(text=prompt, videos=[shots.repeat(4, 0)], return_tensors="pt")
 
 
-@pytest.mark.benchmark(group="one forward of the built-in model, tower included, 32 frames")
-@pytest.mark.parametrize("pruned", [False, True], ids=["unpruned", "adatp"])
-def test_forward(benchmark, small, pruned):
+@pytest.mark.benchmark(group=FORWARD, timer=time.perf_counter)
+@pytest.mark.parametrize("provider", ["unpruned", "adatp"])
+def test_forward(measure, small, provider):
     builtin, inputs = small
 
     def forward():
         builtin.model(**inputs, logits_to_keep=1)
 
-    if pruned:
-        with adatp.apply(builtin.model, builtin.processor, relevance=builtin.relevance) as handle:
-            benchmark(forward)
-            benchmark.extra_info["flops_ratio"] = handle.report.flops.ratio
+    if provider == "unpruned":
+        measure(forward, provider, baseline=True)
     else:
-        benchmark(forward)
+        with adatp.apply(builtin.model, builtin.processor, relevance=builtin.relevance):
+            measure(forward, provider)
 
 
 @pytest.fixture(scope="module")
 def layer():
-    """One decoder layer of OneVision-0.5B with random weights, before its first cut at 32 frames, fp32."""
-    shape = MODEL_SHAPES["onevision-0.5b"]
-    config = Qwen2Config(**{**shape.text_config, "num_hidden_layers": 1}, vocab_size=8)
-    visual, text = shape.frames * shape.tokens_per_frame, shape.text_tokens
-    length = visual + text
+    """One decoder layer with random weights, as a function of how many tokens it sees."""
+    config = Qwen2Config(**{**MODEL_SHAPES[CASE.model].text_config, "num_hidden_layers": 1}, vocab_size=8)
     torch.manual_seed(0)
-    model = Qwen2Model._from_config(config, attn_implementation="sdpa").eval()
-    hidden = torch.randn(1, length, config.hidden_size)
-    head = config.hidden_size // config.num_attention_heads
-    segment = torch.full((1, length), FIXED)
-    segment[0, :visual] = torch.arange(visual) // (4 * shape.tokens_per_frame)  # 8 segments of 4 frames
-    keep = torch.rand(1, length) < 0.27
-    return SimpleNamespace(
-        module=model.layers[0],
-        hidden=hidden,
-        tables=model.rotary_emb(hidden, torch.arange(length)[None]),
-        query=torch.randn(1, config.num_attention_heads, text, head),
-        key=torch.randn(1, config.num_key_value_heads, length, head),
-        rows=torch.arange(visual, length)[None],
-        columns=(0, visual),
-        scale=head**-0.5,
-        scores=torch.rand(1, length).pow(8),  # heavy-tailed, as attention is
-        segment=segment,
-        position=torch.arange(length)[None] % shape.tokens_per_frame,
-        quota=torch.full((1, 8), int(0.4 * 4 * shape.tokens_per_frame)),
-        positions=shape.tokens_per_frame,
-        keep=keep,
-        counts=[int(keep.sum())],
-    )
+    model = Qwen2Model._from_config(config, attn_implementation="sdpa").eval().to(DEVICE, DTYPE)
+    hidden = compact_inputs(CASE).tensors[0]
+    cos, sin = model.rotary_emb(hidden, torch.arange(CASE.length, device=DEVICE)[None])
+
+    def run(length):
+        tables = (cos[:, :length], sin[:, :length])
+        return model.layers[0](hidden[:, :length], position_embeddings=tables, attention_mask=None)
+
+    return run
 
 
-@pytest.mark.benchmark(group="OneVision-0.5B, 32 frames: the first cut beside one unpruned decoder layer")
-@pytest.mark.parametrize("operation", ["decoder layer", "score", "select", "compact"])
-def test_operation(benchmark, layer, operation):
-    x = layer
-    run = {
-        "decoder layer": lambda: x.module(x.hidden, position_embeddings=x.tables, attention_mask=None),
-        "score": lambda: score(x.query, x.key, x.rows, x.columns, scale=x.scale),
-        "select": lambda: select(x.scores, x.segment, x.position, x.quota, positions=x.positions),
-        "compact": lambda: compact(x.keep, x.counts, (x.hidden, *x.tables, x.segment, x.position)),
-    }[operation]
-    benchmark.pedantic(run, rounds=5, warmup_rounds=1)
+class Cut:
+    """What is done between two decoder layers: of the prompt's tokens `before` are left, and `after` shall be."""
+
+    def __init__(self, before: int, after: int) -> None:
+        s, x, m = score_inputs(CASE), select_inputs(CASE), compact_inputs(CASE)
+        visual = torch.linspace(0, CASE.visual - 1, before - CASE.text).long().to(DEVICE)
+        left = torch.cat([visual, torch.arange(CASE.visual, CASE.length, device=DEVICE)])
+        self.query, self.key, self.scale = s.query, s.key[:, :, left], s.scale
+        self.rows = torch.arange(len(visual), before, device=DEVICE)[None]
+        self.columns = (0, len(visual))
+        self.given = x.score[:, visual]
+        self.segment, self.position = x.segment[:, left], x.position[:, left]
+        self.quota = torch.full_like(x.quota, (after - CASE.text) // CASE.segments)
+        self.tensors = [tensor[:, left] for tensor in m.tensors]
+        self.deduplicate = before == CASE.length  # after the first cut nothing is left to find ...
+        self.begin = None if self.deduplicate else segment_begins(self.segment, CASE.segments)  # ... and this is known
+        self.keep = self.select()
+        self.counts = [int(self.keep.sum())]
+
+    def score(self):
+        return score(self.query, self.key, self.rows, self.columns, scale=self.scale)
+
+    def select(self):
+        ids = (self.given, self.segment, self.position, self.quota)
+        return select(*ids, positions=CASE.positions, begin=self.begin, deduplicate=self.deduplicate)
+
+    def compact(self):
+        return compact(self.keep, self.counts, self.tensors)
+
+    def all(self):
+        return self.score(), self.select(), self.compact()
+
+
+def lengths() -> list[int]:
+    """Tokens at every decoder layer's input under the schedule alone."""
+    layers = MODEL_SHAPES[CASE.model].text_config["num_hidden_layers"]
+    return schedule_lengths(adatp.AdaTPConfig(), layers, CASE.visual, CASE.text)
+
+
+@pytest.fixture(scope="module")
+def cuts():
+    return [Cut(before, after) for before, after in pairwise(lengths()) if after < before]
+
+
+@pytest.mark.parametrize(
+    ("group", "case", "provider", "cache"),
+    grid({FIRST: CASE}, ["unpruned decoder layer", "score", "select", "compact", "all"]),
+)
+def test_first_cut(measure, layer, cuts, group, case, provider, cache):
+    baseline = provider == "unpruned decoder layer"
+    run = (lambda: layer(CASE.length)) if baseline else getattr(cuts[0], provider)
+    measure(run, provider, cache, baseline=baseline)
+
+
+@pytest.mark.parametrize(
+    ("group", "case", "provider", "cache"), grid({PREFILL: CASE}, ["all decoder layers", "all cuts"])
+)
+def test_prefill(measure, layer, cuts, group, case, provider, cache):
+    """The weights of one decoder layer stand for all."""
+
+    def layers():
+        for length in lengths():
+            layer(length)
+
+    def between():
+        for cut in cuts:
+            cut.all()
+
+    baseline = provider == "all decoder layers"
+    work = prefill_flops(Qwen2Config(**MODEL_SHAPES[CASE.model].text_config), lengths(), CASE.length)
+    reason = too_much(0, work.linear + work.attention) if baseline else ""
+    measure(layers if baseline else between, provider, cache, baseline=baseline, reason=reason)

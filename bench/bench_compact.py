@@ -1,0 +1,71 @@
+"""Gathering the survivors: the kernel, the reference, and one index_select a tensor."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from costs import compact_cost
+from harness import compiled, grid, no_compile, no_triton, too_much
+from inputs import BASE, Case, compact_inputs
+from torch import Tensor
+
+from adatp_kernels.compact import compact, compact_reference
+
+
+def triton(x: SimpleNamespace) -> list[Tensor]:
+    return compact(x.keep, x.counts, x.tensors, impl="triton")
+
+
+def reference(x: SimpleNamespace) -> list[Tensor]:
+    return compact_reference(x.keep, x.counts, x.tensors)
+
+
+def compiled_reference(x: SimpleNamespace) -> list[Tensor]:
+    return compiled(compact_reference, x.case)(x.keep, x.counts, x.tensors)
+
+
+def index_selects(x: SimpleNamespace) -> list[Tensor]:
+    """The host waits for `nonzero` to know how much there is."""
+    index = x.keep[0].nonzero().squeeze(1)
+    return [tensor.index_select(1, index) for tensor in x.tensors]
+
+
+PROVIDERS = {
+    "triton": triton,
+    "reference": reference,
+    "compiled": compiled_reference,
+    "index_select": index_selects,
+}
+
+
+def reason(case: Case, provider: str) -> str:
+    """Why this machine does not run it; empty if it does."""
+    why = too_much(2 * case.length * case.hidden * 4)  # fp32 on the host, then the device's dtype, and the results
+    if provider == "triton":
+        return no_triton() or why
+    return why or (no_compile() if provider == "compiled" else "")
+
+
+CASES = [
+    *(Case(model) for model in ("onevision-0.5b", "onevision-7b", "llava-video-7b")),
+    *(Case(BASE, frames=frames) for frames in (8, 128, 1024)),
+]
+
+
+@pytest.mark.parametrize(("group", "case", "provider", "cache"), grid({f"compact: {c}": c for c in CASES}, PROVIDERS))
+def test_compact(measure, group, case, provider, cache):
+    why = reason(case, provider)
+    x = None if why else compact_inputs(case)
+
+    def check(result: list[Tensor]) -> None:
+        assert all(torch.equal(a, b) for a, b in zip(result, reference(x), strict=True))
+
+    measure(
+        lambda: PROVIDERS[provider](x),
+        provider,
+        cache,
+        baseline=provider == "reference",
+        reason=why,
+        check=check,
+        cost=None if why else compact_cost(x.keep, x.counts, x.tensors),
+    )

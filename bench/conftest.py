@@ -1,0 +1,91 @@
+"""One fixture that checks and times a provider, and one table of all results at the end."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+import torch
+from costs import Cost, Roofs
+from harness import Row, machine
+from inputs import DEVICE
+from results import render, stripped
+from timing import DeviceClock, measure_roofs, seconds
+
+ROWS = pytest.StashKey[list[Row]]()
+ROOFS = pytest.StashKey[Roofs]()
+SECONDS = 0.25 if DEVICE.type == "cuda" else 1.0  # spent on each row, within these bounds:
+ROUNDS = (10, 100) if DEVICE.type == "cuda" else (3, 50)
+LONG = 2.0  # seconds of a call that needs no second one to be warm
+
+torch.set_grad_enabled(False)
+
+
+@pytest.fixture(scope="session")
+def roofs(request) -> Roofs:
+    return request.config.stash.setdefault(ROOFS, measure_roofs())
+
+
+@pytest.fixture
+def measure(request, benchmark, roofs):
+    """Run once and check, then time; or note why not."""
+    rows = request.config.stash.setdefault(ROWS, [])
+    marker = request.node.get_closest_marker("benchmark").kwargs
+
+    def measure(
+        run: Callable[[], Any],
+        provider: str,
+        cache: str = "",
+        *,
+        baseline: bool = False,
+        reason: str = "",
+        check: Callable[[Any], None] = lambda result: None,
+        cost: Cost | None = None,
+    ) -> None:
+        names = {"group": marker["group"], "provider": provider, "cache": cache, "baseline": baseline}
+
+        def give_up(reason: str) -> None:
+            rows.append(Row(**names, reason=reason))
+            pytest.skip(reason)
+
+        if reason:
+            give_up(reason)
+        if isinstance(marker.get("timer"), DeviceClock):
+            marker["timer"].reset()
+        try:
+            results = []
+            estimate = seconds(lambda: results.append(run()))
+            check(results.pop())
+            if DEVICE.type == "cuda" or provider == "compiled" or estimate < LONG:  # what came first was a compiler
+                estimate = seconds(run)
+            rounds = min(max(int(SECONDS / estimate), ROUNDS[0]), ROUNDS[1])
+            benchmark.pedantic(run, rounds=rounds, warmup_rounds=1 if rounds > ROUNDS[0] else 0)
+        except torch.OutOfMemoryError:
+            give_up("out of memory")
+        except Exception as error:
+            rows.append(Row(**names, reason=f"FAILED, {type(error).__name__}"))
+            raise
+        if not benchmark.enabled:
+            return
+        stats = benchmark.stats.stats
+        row = Row(**names, median=stats.median, q1=stats.q1, q3=stats.q3, rounds=rounds, cost=cost)
+        rows.append(row)
+        benchmark.extra_info.update(provider=provider, cache=cache, baseline=baseline, **row.achieved(roofs))
+        if cost is not None:
+            benchmark.extra_info.update(asdict(cost))
+
+    return measure
+
+
+def pytest_benchmark_generate_machine_info(config):
+    return machine()
+
+
+def pytest_benchmark_update_json(config, benchmarks, output_json):
+    stripped(output_json, config.stash[ROWS], config.stash[ROOFS])
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if ROOFS in config.stash:
+        terminalreporter.ensure_newline()
+        terminalreporter.write(render(config.stash[ROWS], config.stash[ROOFS], machine()))

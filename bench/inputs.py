@@ -1,0 +1,150 @@
+"""What the operations run on: published shapes, random tensors, and scores as attention makes them."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+
+from adatp.flops import MODEL_SHAPES
+from adatp_kernels.select import FIXED, select_reference
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # what people run there
+NAMES = {"onevision-0.5b": "OneVision-0.5B", "onevision-7b": "OneVision-7B", "llava-video-7b": "LLaVA-Video-7B"}
+# The model around which frames and text rows are varied.
+BASE = "onevision-7b" if DEVICE.type == "cuda" else "onevision-0.5b"
+FRAMES_PER_SEGMENT = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt: all visual tokens, then all text tokens; `frames` and `text` are the model's own unless given.
+
+    Attributes:
+        scores: distribution of the scores: "biased", "uniform" or "equal".
+        one_segment: whether the whole video is one segment; else each has four frames.
+    """
+
+    model: str
+    frames: int = 0
+    text: int = 0
+    scores: str = "biased"
+    one_segment: bool = False
+
+    def __post_init__(self) -> None:
+        shape = MODEL_SHAPES[self.model]
+        object.__setattr__(self, "frames", self.frames or shape.frames)
+        object.__setattr__(self, "text", self.text or shape.text_tokens)
+
+    @property
+    def heads(self) -> int:
+        return MODEL_SHAPES[self.model].text_config["num_attention_heads"]
+
+    @property
+    def key_heads(self) -> int:
+        return MODEL_SHAPES[self.model].text_config["num_key_value_heads"]
+
+    @property
+    def hidden(self) -> int:
+        return MODEL_SHAPES[self.model].text_config["hidden_size"]
+
+    @property
+    def dim(self) -> int:
+        return self.hidden // self.heads
+
+    @property
+    def positions(self) -> int:
+        return MODEL_SHAPES[self.model].tokens_per_frame
+
+    @property
+    def visual(self) -> int:
+        return self.frames * self.positions
+
+    @property
+    def length(self) -> int:
+        return self.visual + self.text
+
+    @property
+    def segments(self) -> int:
+        return 1 if self.one_segment else -(-self.frames // FRAMES_PER_SEGMENT)
+
+    def __str__(self) -> str:
+        return f"{NAMES[self.model]}, {self.frames} frames"
+
+
+def random_generator() -> torch.Generator:
+    """Inputs are made on the host, so that every machine gets the same."""
+    return torch.Generator().manual_seed(0)
+
+
+def biased_scores(frames: int, positions: int, generator: torch.Generator) -> Tensor:
+    """`[frames * positions]` float32 that add up to 1: log-normal, with the two biases of the paper (section 3.2).
+
+    Global: the first and above all the last frames of a video get most of it (of 32 frames, the last four hold most
+    of the highest tenth). Local: a few spatial positions get several times the average in every frame.
+    """
+    value = torch.randn(frames, positions, generator=generator, dtype=torch.float64).exp()
+    at = torch.linspace(0, 1, frames, dtype=torch.float64)[:, None]
+    value *= 1 + 4 * torch.exp(-16 * at) + 24 * torch.exp(-((1 - at) ** 2) * 64)
+    value[:, torch.randperm(positions, generator=generator)[: max(1, positions // 50)]] *= 6
+    return (value / value.sum()).flatten().float()
+
+
+@lru_cache(maxsize=1)
+def score_inputs(case: Case) -> SimpleNamespace:
+    """Arguments of `score`, and the queries of the whole sequence, which eager attention needs."""
+    make = random_generator()
+    query = torch.randn(1, case.heads, case.length, case.dim, generator=make).to(DEVICE, DTYPE)
+    return SimpleNamespace(
+        case=case,
+        all_queries=query,
+        query=query[:, :, case.visual :].contiguous(),
+        key=torch.randn(1, case.key_heads, case.length, case.dim, generator=make).to(DEVICE, DTYPE),
+        rows=torch.arange(case.visual, case.length, device=DEVICE)[None],
+        columns=(0, case.visual),
+        scale=case.dim**-0.5,
+    )
+
+
+@lru_cache(maxsize=1)
+def select_inputs(case: Case) -> SimpleNamespace:
+    """Arguments of `select` at a first cut, which keeps two fifths of each segment before it deduplicates."""
+    make = random_generator()
+    scores = {
+        "biased": lambda: biased_scores(case.frames, case.positions, make),
+        "uniform": lambda: torch.rand(case.visual, generator=make, dtype=torch.float64).float(),
+        "equal": lambda: torch.full((case.visual,), 1 / case.visual),
+    }[case.scores]()
+    segment = torch.full((1, case.length), FIXED)
+    size = case.visual if case.one_segment else FRAMES_PER_SEGMENT * case.positions
+    segment[0, : case.visual] = torch.arange(case.visual) // size
+    sizes = segment[0, : case.visual].bincount(minlength=case.segments)
+    return SimpleNamespace(
+        case=case,
+        score=scores[None].to(DEVICE),
+        segment=segment.to(DEVICE),
+        position=(torch.arange(case.length) % case.positions)[None].to(DEVICE),
+        quota=(0.4 * sizes).long()[None].to(DEVICE),
+        positions=case.positions,
+    )
+
+
+@lru_cache(maxsize=1)
+def compact_inputs(case: Case) -> SimpleNamespace:
+    """Arguments of `compact` as the engine calls it: hidden states, rotary tables, segment, position and origin."""
+    make = random_generator()
+    x = select_inputs(case)
+    keep = select_reference(x.score, x.segment, x.position, x.quota, positions=x.positions)
+
+    def random(size: int) -> Tensor:
+        return torch.empty(1, case.length, size).uniform_(-1, 1, generator=make).to(DEVICE, DTYPE)
+
+    origin = torch.arange(case.length, device=DEVICE)[None]
+    return SimpleNamespace(
+        case=case,
+        keep=keep,
+        counts=[int(keep.sum())],
+        tensors=[random(case.hidden), random(case.dim), random(case.dim), x.segment, x.position, origin],
+    )
