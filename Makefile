@@ -1,6 +1,6 @@
 # make demo   sets up .venv and answers a question about a real video, pruned and unpruned side by side
 # make test   sets up .venv and runs the tests; TRANSFORMERS=5.17.0 runs them on that version, in a .venv of its own
-# make bench  sets up .venv and times pruning beside what it saves
+# make bench  sets up .venv and times the kernels; JSON=FILE keeps the results
 # make lint   sets up .venv and runs ruff and mypy
 
 PYTHON ?= python3
@@ -8,6 +8,9 @@ TRANSFORMERS ?=
 VENV := .venv$(if $(TRANSFORMERS),-transformers-$(TRANSFORMERS))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+
+# what runs through the kernels, on a machine without a GPU
+INTERPRETED := $(addprefix tests/test_,score.py select.py compact.py operators.py prefill.py)
 
 QUESTION ?= What happens in the street?
 
@@ -20,10 +23,17 @@ demo: $(READY)
 test: $(READY)
 	@echo "== test: $$($(BIN)/python -c 'import torch, transformers as t; print("torch", torch.__version__, "transformers", t.__version__)')"
 	$(BIN)/python -m pytest
+ifeq ($(TRANSFORMERS),)
+	@# the kernels know nothing of transformers, so another version of it changes nothing here
+	@echo "== test: the Triton kernels in Triton's interpreter"
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(INTERPRETED)
+endif
 
 bench: $(READY)
-	@echo "== bench: medians of one run; every number in brackets is a ratio to the fastest of its table"
-	$(BIN)/python -m pytest bench/bench_pruning.py --benchmark-columns=median,iqr,rounds --benchmark-sort=mean -q
+	@echo "== bench: every operation by every implementation that runs here, in one table"
+	@$(if $(JSON),mkdir -p "$(dir $(JSON))")
+	$(BIN)/python -m pytest bench/bench_score.py bench/bench_select.py bench/bench_compact.py bench/bench_pruning.py \
+		-q -rfE --disable-warnings --benchmark-quiet $(if $(JSON),--benchmark-json="$(JSON)")
 
 lint: $(READY)
 	@echo "== lint: ruff and mypy"
