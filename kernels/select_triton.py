@@ -141,11 +141,12 @@ def select_triton(
         return keep
     slots = batch * segments * positions if deduplicate else 0
     best = torch.empty(slots, dtype=torch.int64, device=segment.device)
-    select_kernel[(segments, batch)](
-        score.contiguous(), segment.contiguous(), position.contiguous(), begin.contiguous(), quota.contiguous(),
-        best, keep.view(torch.uint8), length, start, start + score.shape[1], positions,
-        DEDUPLICATE=deduplicate, BLOCK=BLOCK, **LAUNCH,
-    )  # fmt: skip
+    with torch.cuda.device_of(segment):  # Triton launches on the current device
+        select_kernel[(segments, batch)](
+            score.contiguous(), segment.contiguous(), position.contiguous(), begin.contiguous(), quota.contiguous(),
+            best, keep.view(torch.uint8), length, start, start + score.shape[1], positions,
+            DEDUPLICATE=deduplicate, BLOCK=BLOCK, **LAUNCH,
+        )  # fmt: skip
     return keep
 
 

@@ -206,3 +206,16 @@ def test_compact_moves_the_same_rows_as_the_reference(length):
     moved = compact(keep, counts, [hidden, table, ids])
     wanted = compact_reference(keep, counts, [hidden, table, ids])
     assert all(torch.equal(got, want) for got, want in zip(moved, wanted, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_kernels_run_where_the_tensors_are():
+    inputs = [t.to("cuda:1") if isinstance(t, torch.Tensor) else t for t in attention(torch.bfloat16, heads=4)]
+    assert torch.cuda.current_device() == 0
+    got = score(*inputs, scale=0.1)
+    ids = torch.zeros(1, got.shape[1], dtype=torch.int64, device="cuda:1")
+    keep = select(got, ids, torch.arange(got.shape[1], device="cuda:1")[None] % 196, ids[:, :1] + 99, positions=196)
+    (moved,) = compact(keep, [int(keep.sum())], [got])
+    assert got.device == moved.device == torch.device("cuda:1")
+    torch.testing.assert_close(got, score(*inputs, scale=0.1, impl="reference"), rtol=2e-2, atol=1e-6)
+    assert torch.equal(moved[0], got[keep])

@@ -1,5 +1,6 @@
 import pytest
 import torch
+import triton
 
 import adatp_kernels.dispatch as dispatch
 from adatp_kernels.compact import compact
@@ -18,7 +19,7 @@ def compiled(monkeypatch):
 
 @pytest.fixture
 def without_triton(monkeypatch):
-    monkeypatch.setattr(dispatch, "_installed", lambda: False)
+    monkeypatch.setattr(dispatch, "INSTALLED", False)
 
 
 def calls(device):
@@ -67,9 +68,10 @@ def test_triton_elsewhere_says_what_to_do(compiled, device):
         resolve("triton", torch.device(device))
 
 
-@pytest.mark.parametrize(("value", "on"), [("1", True), ("0", False), ("", False)])
-def test_the_interpreter_is_what_the_environment_says(monkeypatch, value, on):
+@pytest.mark.parametrize("value", ["1", "true", "TRUE", "on", "yes", "y", "0", "", "false", "no", "2"])
+def test_the_interpreter_is_what_the_environment_says_to_triton(monkeypatch, value):
     monkeypatch.setenv("TRITON_INTERPRET", value)
+    on = triton.knobs.runtime.interpret
     assert interpreted() is on
     if on:
         assert resolve("triton", CPU) == "triton"
