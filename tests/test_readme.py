@@ -1,5 +1,6 @@
 """What the README shows runs as it stands there."""
 
+import json
 import re
 from pathlib import Path
 
@@ -31,6 +32,16 @@ def test_the_table_of_ratios():
         for cell, p in zip(cells.split("|"), (2.0, 1.5, 1.0), strict=True):
             flops, _ = shape_flops(shape, adatp.AdaTPConfig(p=p), shape.text_tokens)
             assert cell.strip() == f"{flops.ratio * 100:.1f} %"
+
+
+def test_the_figures_are_those_of_the_result_file():
+    eager, cut = re.search(r"take 1/(\d+) of full eager.*?first cut ([\d.]+) %", README, re.DOTALL).groups()
+    results = json.loads((ROOT / "bench/results/cpu-2-cores.json").read_text(encoding="utf-8"))["benchmarks"]
+    medians = {(r["group"], r["extra_info"]["provider"]): r["stats"]["median"] for r in results}
+    scores = "score: OneVision-0.5B, 32 frames, 113 rows"
+    assert eager == f"{medians[scores, 'eager attention'] / medians[scores, 'reference']:.0f}"
+    first = "first cut: OneVision-0.5B, 32 frames"
+    assert cut == f"{100 * medians[first, 'all'] / medians[first, 'unpruned decoder layer']:.1f}"
 
 
 def test_every_make_target_exists():
