@@ -220,8 +220,7 @@ class Prefill:
         if self.plan is None:
             self.plan = self._read(keep, tokens.segment)
             self._places = self._foresee(self.plan)
-        visual = _ints(self.plan.kept[:, k].sum(1))
-        counts = [v + f for v, f in zip(visual, self._fixed, strict=True)]
+        counts = _ints(self._counts(self.plan)[:, k])
         moved = compact(
             keep,
             counts,
@@ -282,8 +281,7 @@ class Prefill:
 
     def _foresee(self, plan: Plan) -> list[Places]:
         """Where everything stands after every cut, computed on the host and sent in one go."""
-        visual = plan.kept.sum(2)  # [B, K]
-        counts = visual + torch.tensor(self._fixed)[:, None]
+        counts = self._counts(plan)
         width = counts.amax(0)  # [K]
         padding = (width - counts).T  # [K, B]
         # fixed tokens before each segment, and the survivors of those before it
@@ -294,6 +292,10 @@ class Prefill:
         before = before_frame.gather(1, segment_begins(plan.segment_of_frame, n))  # [B, S]
         begin = padding[:, :, None] + before + _by_cut(plan.kept.cumsum(2) - plan.kept)  # [K, B, S]
         return self._on_device([self._rows(int(w)) for w in width], list(padding), list(begin))
+
+    def _counts(self, plan: Plan) -> Tensor:
+        """`[B, K]` on the host: tokens of each sample after each cut."""
+        return plan.kept.sum(2) + torch.tensor(self._fixed)[:, None]
 
     def _rows(self, width: int) -> Tensor:
         """`[B, T]` on the host: where the text rows stand among `width` slots."""

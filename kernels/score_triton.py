@@ -267,7 +267,7 @@ def score_triton(
 
     counter = buffer(batch * column_tiles, dtype=torch.int32)
     out = buffer(batch, columns)
-    tensors = (query, key, rows, rows if first_key is None else first_key)
+    tensors = (query, key, rows, rows if first_key is None else first_key.contiguous())
     strides = (*query.stride()[:3], *key.stride()[:3])
     options = {
         "GROUPS": groups,

@@ -514,3 +514,10 @@ def test_autocast_changes_nothing(operators, dtype):
     expected = operators.score(query, key, rows, (5, 190), scale=0.18)
     with torch.autocast(operators.device.type, torch.bfloat16):
         assert torch.equal(operators.score(query, key, rows, (5, 190), scale=0.18), expected)
+
+
+def test_every_sample_s_first_key_is_its_own_whatever_the_stride(operators):
+    query, key, rows = make(batch=3, length=20)
+    first_key = torch.tensor([[0, 19], [7, 19], [13, 19]])[:, 0]
+    got = operators.score(query, key, rows, (0, 20), scale=0.5, first_key=first_key)
+    assert_close(got, exact(query, key, rows, (0, 20), 0.5, first_key)[0], 4e-6)
