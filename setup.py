@@ -30,6 +30,7 @@ setup(
         "flash-attn": ["flash-attn>=2.7"],
         "overlay": ["matplotlib>=3.8"],
         "test": [
+            "accelerate>=1.0",  # places a model on several devices
             "hypothesis>=6.100",
             "kernels",  # Hugging Face's, to prove that ours does not hide it
             "matplotlib>=3.8",

@@ -1,12 +1,18 @@
-"""The KV cache of a pruned layer."""
+"""The KV cache of pruned layers: each holds what entered its decoder layer, and nothing else."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from torch.nn.functional import pad
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache, StaticLayer
 
 from adatp.masks import additive
+
+_UNMASKED = (
+    "a pruned cache can only be continued while AdaTP is applied to the model: every layer needs a mask of its own"
+)
 
 
 class PrunedLayer(DynamicLayer):
@@ -18,19 +24,19 @@ class PrunedLayer(DynamicLayer):
         kept: `[B, kept_length]` bool, False in left padding; None where no sample is padded.
     """
 
-    def __init__(self, prompt_length: int, kept_length: int, kept: Tensor | None) -> None:
+    def __init__(self, prompt_length: int, keys: Tensor, values: Tensor, kept: Tensor | None, tail: int = 0) -> None:
+        """Take over `[B, G, W, d]` keys and values, the last `tail` of which follow the prompt."""
         super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
         self.prompt_length = prompt_length
-        self.kept_length = kept_length
+        self.kept_length = keys.shape[2] - tail
         self.kept = kept
-        self._masked = True  # whether the next tokens come with a mask for this layer
+        self._masked = False  # whether the next tokens come with a mask for this layer
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self._masked:
-            raise RuntimeError(
-                "a pruned cache can only be continued while AdaTP is applied to the model: every layer needs a mask of "
-                "its own"
-            )
+            raise RuntimeError(_UNMASKED)
         self._masked = False
         keys, values = super().update(key_states, value_states, *args, **kwargs)
         return keys, values
@@ -39,6 +45,7 @@ class PrunedLayer(DynamicLayer):
         super().reset()
         self.prompt_length = self.kept_length = 0
         self.kept = None
+        self._masked = True
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -59,8 +66,8 @@ class PrunedLayer(DynamicLayer):
             tokens_to_remove = min(0, tokens_to_remove - self.prompt_length + self.kept_length - length)
         if length + tokens_to_remove < self.kept_length:
             raise ValueError(
-                f"cannot crop {-tokens_to_remove} tokens: that reaches into the pruned prompt. Assisted and "
-                "prompt-lookup decoding, which do so, cannot run on a pruned prompt"
+                f"cannot crop {-tokens_to_remove} tokens: that reaches into the pruned prompt, of which each layer "
+                "holds other tokens"
             )
         if tokens_to_remove:  # 0 would once have meant to remove everything
             super().crop(tokens_to_remove)
@@ -98,27 +105,129 @@ class PrunedLayer(DynamicLayer):
         return torch.cat([prompt, since_prompt], -1)
 
 
-def check_cache(cache: Any) -> None:
-    """Refuse a cache whose layers cannot each have a length of their own.
+class PrunedStaticLayer(StaticLayer):
+    """A cache layer of fixed size whose prompt has holes: slots as in an unpruned layer, some of them not to be seen.
+
+    What a layer keeps of the prompt is moved against its end, so that the next token's slot is every layer's, and
+    nothing that compiled decoding looks at changes from prompt to prompt. It saves no memory.
+
+    Attributes:
+        visible: `[B, max_cache_len]` bool: False for the slots of dropped tokens and of padding; None until there is
+            a prompt.
+    """
+
+    def __init__(self, layer: StaticLayer) -> None:
+        """Take over a layer with its buffers, which compiled code may know by their address."""
+        super().__init__(layer.max_cache_len)
+        self.visible: Tensor | None = None
+        self.__dict__.update(layer.__dict__)
+        self._masked = True
+
+    def hold(self, keys: Tensor, values: Tensor, visible: Tensor) -> None:
+        """Take the prompt: `[B, G, L, d]` keys and values, and `[B, L]` bool, where they are any."""
+        self._masked = True
+        self.update(keys, values)
+        if self.visible is None:
+            self.visible = torch.ones(keys.shape[0], self.max_cache_len, dtype=torch.bool, device=keys.device)
+            torch._dynamo.mark_static_address(self.visible)
+        self.visible[:, : visible.shape[1]] = visible
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self._masked:
+            raise RuntimeError(_UNMASKED)
+        self._masked = False
+        keys, values = super().update(key_states, value_states, *args, **kwargs)
+        return keys, values
+
+    def reset(self) -> None:
+        super().reset()
+        self._masked = True
+        if self.visible is not None:
+            self.visible.fill_(True)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        if self.visible is not None:
+            self.visible.copy_(self.visible[beam_idx.to(self.visible.device)])
+
+    def decode_mask(self, own: Tensor | None, new: int, attention: str) -> Tensor:
+        """The attention mask of this layer for tokens after the prompt.
+
+        Args:
+            own: the model's mask `[B, 1, new, max_cache_len]`, bool or additive.
+            new: tokens of this call.
+            attention: name of the attention implementation.
+        """
+        self._masked = True
+        assert own is not None, "a cache of fixed size always comes with a mask"
+        assert self.visible is not None, "and a layer of it holds a prompt before it decodes"
+        visible = self.visible[:, None, None, :]
+        if own.is_floating_point():
+            return own.masked_fill(~visible, torch.finfo(own.dtype).min)
+        return own & visible
+
+
+def check_cache(cache: Any, attention: str) -> None:
+    """Refuse a cache whose layers cannot each hold other tokens.
+
+    Args:
+        cache: the caller's, or None.
+        attention: name of the attention implementation.
 
     Raises:
-        TypeError: not a `DynamicCache` of plain dynamic layers.
+        TypeError: neither a `DynamicCache` nor a `StaticCache` of plain layers.
     """
     if cache is None:
         return
-    own_length = (DynamicLayer, PrunedLayer)
-    plain = isinstance(cache, DynamicCache) and all(type(layer) in own_length for layer in cache.layers)
-    if not plain or getattr(cache, "offloading", False):
-        kinds = ", ".join(sorted({type(layer).__name__ for layer in getattr(cache, "layers", [])})) or "no layers"
+    kinds = {type(layer) for layer in getattr(cache, "layers", [])}
+    dynamic = isinstance(cache, DynamicCache) and kinds <= {DynamicLayer, PrunedLayer}
+    static = isinstance(cache, StaticCache) and kinds <= {StaticLayer, PrunedStaticLayer}
+    if static and "flash" in attention:
+        raise TypeError(f"a StaticCache cannot be pruned under {attention}, which takes no mask of its slots; use sdpa")
+    if not (dynamic or static) or getattr(cache, "offloading", False):
+        names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "no layers"
         raise TypeError(
-            f"pruning needs a DynamicCache of full-attention layers, because every layer keeps its own length; got "
-            f"{type(cache).__name__} ({kinds}). Leave past_key_values unset or pass DynamicCache()"
+            "pruning needs a DynamicCache or a StaticCache of full-attention layers on the model's device, because "
+            f"every layer keeps other tokens; got {type(cache).__name__} ({names}). Leave past_key_values unset, or "
+            "pass DynamicCache()"
         )
 
 
-def put_layer(cache: Cache, index: int, layer: PrunedLayer) -> None:
-    """Make `layer` the cache's layer `index`, before anything is written to it."""
-    if index < len(cache.layers):
-        cache.layers[index] = layer
-    else:  # a cache made without a config grows as layers are written
-        cache.layers.append(layer)
+def fill_layer(
+    cache: Cache, index: int, parts: Sequence[tuple[Tensor, Tensor]], length: int, tail: int, *, pruned: bool
+) -> None:
+    """Put the prompts of a batch into layer `index` of an empty cache.
+
+    Args:
+        cache: the caller's; layers are filled in order.
+        index: of the layer.
+        parts: keys and values of each prompt, `[1, G, W_b, d]`.
+        length: L of the whole batch, padding included.
+        tail: tokens at the end of the prompts that follow it.
+        pruned: whether the layer's W_b are other than the prompts' own lengths.
+    """
+    counts = [keys.shape[2] for keys, _ in parts]
+    layer = cache.layers[index] if index < len(cache.layers) else None
+    static = isinstance(layer, StaticLayer)
+    width = length if static or not pruned else max(counts)
+    keys, values = (
+        torch.cat([pad(part[i], (0, 0, width - count, 0)) for part, count in zip(parts, counts, strict=True)])
+        if len(parts) > 1 or counts[0] < width
+        else parts[0][i]
+        for i in (0, 1)
+    )
+    if not pruned:
+        cache.update(keys, values, index)
+        return
+    padding = width - torch.tensor(counts)
+    kept = None
+    if static or bool(padding.any()):
+        kept = torch.arange(width, device=keys.device) >= padding.to(keys.device, non_blocking=True)[:, None]
+    if static:
+        assert kept is not None
+        if not isinstance(layer, PrunedStaticLayer):
+            cache.layers[index] = PrunedStaticLayer(layer)
+        cache.layers[index].hold(keys, values, kept)
+        return
+    kept = None if kept is None else kept[:, : width - tail]
+    cache.layers[index : index + 1] = [PrunedLayer(length - tail, keys, values, kept, tail)]

@@ -1,176 +1,219 @@
-"""One forward of a model with a video in its prompt, from the prompt's layout to the last cut."""
+"""One forward of a batch with videos in its prompts: each prompt by itself, then put together again.
+
+A prompt runs without padding, whatever it is batched with: nothing is computed for padding, no mask is needed that
+flash attention could not take, and what it keeps is what it would keep alone. Decoding is batched again, over caches
+whose layers are as long as each layer's longest prompt.
+"""
 
 import warnings
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import Cache, DynamicCache
 
-from adatp.cache import PrunedLayer, put_layer
+from adatp.cache import fill_layer
 from adatp.config import AdaTPConfig
-from adatp.masks import prefill_mask
 from adatp.models.family import Family
-from adatp.prefill import Prefill, PromptLayout, Tokens
+from adatp.prefill import Prefill, PromptLayout
+from adatp.prompt import PrunedPrompt
 from adatp.relevance import NoRelevanceWarning, Relevance, similarity
-from adatp.report import PruningReport, build_report
+from adatp.report import PruningReport, Sample, build_sample, whole_sample
 from adatp_kernels.dispatch import Impl
 
 
 class PrunedForward:
-    """Carries the tokens from layer to layer.
+    """The prompts of one forward.
 
     Args:
         family: the model.
         config: hyperparameters.
-        layout: the prompts.
+        layouts: one a prompt; None for a prompt without a video, which is left alone.
+        padding: left padding of each prompt.
+        tail: tokens at the end of every prompt that a draft proposes; they neither score nor belong to the prompt.
         features: what `get_video_features` returned, or None if the forward will call it itself and set it here.
-        questions: one a sample, or None if there is nothing to compare them with.
+        questions: one a prompt, None where there is none; or None if there is nothing to compare them with.
+        relevance: the aligned SigLIP, or None.
         impl: implementation of the three operations.
+        average: see `adatp.prefill.Prefill`.
+
+    Attributes:
+        prompt: the prompt that is in the decoder; None outside, and for one without a video.
     """
 
     def __init__(
         self,
         family: Family,
         config: AdaTPConfig,
-        layout: PromptLayout,
+        layouts: Sequence[PromptLayout | None],
+        padding: Sequence[int],
+        tail: int,
         features: Any,
-        questions: list[str] | None,
+        questions: Sequence[str | None] | None,
+        relevance: Relevance | None,
         impl: Impl,
+        average: Callable[[Tensor], Tensor] | None,
     ) -> None:
         self.features = features
+        self.prompt: PrunedPrompt | None = None
         self._family = family
         self._config = config
-        self._layout = layout
-        self._impl = impl
+        self._layouts = layouts
+        self._padding = padding
+        self._tail = tail
         self._questions = questions
+        self._relevance = relevance
+        self._impl = impl
+        self._average = average
         self._notes: list[str] = []
-        self._prefill: Prefill | None = None
-        self._tokens: Tokens | None = None
-        self._kept: Tensor | None = None  # [B, W] bool, False in padding; None where no sample is padded
-        self._mask: Tensor | None = None
-        self._query: Tensor | None = None  # of the layer that has just run ...
-        self._cache: Any = None  # ... and where its keys are
+        self._samples: list[Sample] = []
+
+    def decode(self, decoder: Callable[..., Any], kwargs: dict[str, Any]) -> Any:
+        """Run the language model on each prompt.
+
+        Args:
+            decoder: the language model's forward.
+            kwargs: what it is called with.
+
+        Returns:
+            What it would return for the batch: hidden states and attentions are padded on the left to the longest
+            prompt of each layer.
+        """
+        kwargs = dict(kwargs)
+        embeds, cache = kwargs.pop("inputs_embeds"), kwargs.pop("past_key_values", None)
+        positions = kwargs.pop("position_ids", None)
+        kwargs.pop("attention_mask", None)
+        length = embeds.shape[1]
+        if positions is None:
+            positions = torch.arange(length, device=embeds.device)[None]
+        elif positions.ndim != 2:
+            raise ValueError(f"position_ids must be [B, L] or [1, L] to be pruned, got {tuple(positions.shape)}")
+        config = self._family.decoder.config
+        use_cache = kwargs.pop("use_cache", None)
+        use_cache = cache is not None or (config.use_cache if use_cache is None else use_cache)
+
+        outputs, caches = [], []
+        for b, prefill in enumerate(self._prefills()):
+            begin = self._padding[b]
+            own = DynamicCache(config=config) if use_cache else None
+            self.prompt = None if prefill is None else PrunedPrompt(self._family, prefill)
+            output = decoder(
+                **kwargs,
+                inputs_embeds=embeds[b : b + 1, begin:],
+                position_ids=positions[b if len(positions) > 1 else 0, begin:][None],
+                attention_mask=None,
+                past_key_values=own,
+                use_cache=use_cache,
+            )
+            self.prompt = None
+            outputs.append(output)
+            caches.append(own)
+            self._samples.append(self._sample(b, prefill, length - begin - self._tail))
+        if use_cache:
+            cache = DynamicCache(config=config) if cache is None else cache
+            self._fill(cache, caches, length)
+        return _join(outputs, cache)
+
+    def _fill(self, cache: Cache, caches: list[Cache], length: int) -> None:
+        """Move what the prompts have left in `caches` into the caller's `cache`, a layer at a time."""
+        for index in range(len(caches[0].layers)):
+            parts = []
+            for own in caches:
+                layer = own.layers[index]
+                parts.append((layer.keys, layer.values))
+                layer.keys = layer.values = None  # so that at no time all layers are there twice
+            fill_layer(cache, index, parts, length, self._tail, pruned=index >= self._config.first)
 
     @torch.no_grad()
-    def begin(self, relevance: Relevance | None) -> None:
-        """Before the language model: segments and relevance, from the vision tower's hidden states."""
+    def _prefills(self) -> Iterator[Prefill | None]:
+        """The cuts of each prompt: segments and relevance, from the vision tower's hidden states."""
         if self.features is None:
             raise ValueError(
-                "the prompt holds a video but no video features came with it: pass pixel_values_videos, and the whole "
-                "prompt at once (chunked prefill cannot be pruned)"
+                "the prompt holds a video but no video features came with it: pass pixel_values_videos, or what "
+                "get_video_features returned as mm_encoder_outputs, and the whole prompt at once (chunked prefill "
+                "cannot be pruned)"
             )
-        states = self._family.tower_states(self.features)  # [videos * n, patches, D]
-        if not self._comparable(relevance):
-            self._questions = None
-        if relevance is None:
-            frames, text = states.float().mean(1), None
+        states = self._family.tower_states(self.features)  # [frames of all videos, patches, D]
+        questions = self._comparable()
+        text = None
+        if self._relevance is None:
+            frames = states.float().mean(1)
         else:
-            frames, text = relevance.to(states.device)(states, self._questions)
-        features = _per_sample(frames.unflatten(0, (-1, self._layout.frames)), self._layout)
-        similar = None if text is None else similarity(features, text)
-        if similar is not None and self._questions is not None:
-            unasked = torch.tensor([not question for question in self._questions])
-            # a segment whose relevance is not a number is not significant
-            similar = similar.masked_fill(unasked.to(similar.device, non_blocking=True)[:, None], float("nan"))
+            relevance = self._relevance.to(states.device)
+            asked = None if questions is None else [question or "" for question in questions]
+            frames, text = relevance(states, asked)  # [frames, F], [B, F]
         layers = len(self._family.decoder.layers)
-        self._prefill = Prefill(self._config, layers, self._layout, features, similar, self._impl)
+        for b, (layout, place) in enumerate(zip(self._layouts, _owners(len(frames), self._layouts), strict=True)):
+            if layout is None:
+                yield None
+                continue
+            features, similar = frames[place : place + layout.frames], None
+            if text is not None and questions is not None and questions[b]:
+                similar = similarity(features[None], text[b : b + 1])[0]
+            yield Prefill(self._config, layers, layout, features, similar, self._impl, self._average)
 
-    def _comparable(self, relevance: Relevance | None) -> bool:
-        """Whether any sample's frames can be compared with a question; notes where not."""
+    def _comparable(self) -> Sequence[str | None] | None:
+        """The questions that frames can be compared with; notes where there is none."""
         if not self._config.global_debias:
-            return False
-        if relevance is None or self._questions is None:
+            return None
+        if self._relevance is None or self._questions is None:
             self._notes.append("no aligned text encoder: every segment gets the same ratio (no global debiasing)")
-            return False
-        has_video = self._layout.has_video().tolist()
-        for b, (question, video) in enumerate(zip(self._questions, has_video, strict=True)):
-            if video and not question:
+            return None
+        for b, (question, layout) in enumerate(zip(self._questions, self._layouts, strict=True)):
+            if layout is not None and not question:
                 note = f"sample {b} has no question: each of its segments gets the same ratio; pass question=..."
                 self._notes.append(note)
                 warnings.warn(note, NoRelevanceWarning, stacklevel=2)
-        return any(self._questions)
+        return self._questions if any(self._questions) else None
 
-    def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Before decoder layer `index`: cut its input, and give it what belongs to the tokens that are left.
-
-        Args:
-            index: of a layer from `config.first - 1` on, each once and in order.
-            hidden: `[B, W, D]` what the layer before it has put out.
-            kwargs: what the model would call the layer with.
-
-        Returns:
-            What to call it with instead.
-        """
-        prefill, cache = self._prefill, kwargs.get("past_key_values")
-        assert prefill is not None
-        if self._tokens is None:
-            self._tokens = prefill.tokens(hidden, *kwargs["position_embeddings"])
-        self._tokens.hidden = hidden
-        if index in prefill.cuts:
-            self._cut(index, prefill)
-        tokens = self._tokens
-        if index >= self._config.first:
-            kwargs = {
-                **kwargs,
-                "position_embeddings": (tokens.cos, tokens.sin),
-                "position_ids": None,  # flash attention takes gaps in them for packed sequences
-                "attention_mask": self._mask,
-            }
-            if cache is not None:
-                put_layer(cache, index, PrunedLayer(self._layout.frame.shape[1], tokens.width, self._kept))
-        if index + 1 in prefill.cuts:
-            self._query = self._text_queries(index, prefill, tokens)
-            # without a cache of the caller's, the layer leaves its keys in one of ours
-            self._cache = cache if cache is not None else DynamicCache()
-            kwargs = {**kwargs, "past_key_values": self._cache}
-        return tokens.hidden, kwargs
-
-    def _cut(self, index: int, prefill: Prefill) -> None:
-        assert self._tokens is not None
-        assert self._query is not None
-        scorer = index - 1
-        key = self._cache.layers[scorer].keys
-        scale = self._family.scale(self._family.decoder.layers[scorer])
-        self._tokens = prefill.cut(index, self._tokens, self._query, key, scale)
-        self._kept = _kept(self._tokens)
-        attention = self._family.decoder.config._attn_implementation
-        self._mask = prefill_mask(self._kept, self._tokens.hidden, attention)
-
-    @torch.no_grad()
-    def _text_queries(self, index: int, prefill: Prefill, tokens: Tokens) -> Tensor:
-        rows = tokens.places.rows.clamp(min=0)  # [B, T]
-        hidden, cos, sin = (
-            t.gather(1, rows[:, :, None].expand(-1, -1, t.shape[2])) for t in (tokens.hidden, tokens.cos, tokens.sin)
-        )
-        return self._family.queries(self._family.decoder.layers[index], hidden, cos, sin)
+    def _sample(self, b: int, prefill: Prefill | None, length: int) -> Sample:
+        layers = len(self._family.decoder.layers)
+        if prefill is None:
+            return whole_sample(layers, length)
+        question = self._questions[b] if prefill.compared and self._questions is not None else None
+        return build_sample(prefill, layers, length, question)
 
     def report(self) -> PruningReport:
-        """What was kept, once all layers have run."""
-        assert self._prefill is not None
+        """What was kept, once all prompts have run. Reads nothing from the device."""
         decoder = self._family.decoder
-        report = build_report(self._prefill, len(decoder.layers), self._questions, tuple(self._notes), decoder.config)
-        blind = [b for b, sample in enumerate(report.samples) if sample.frames and not sample.kept[-1]]
-        notes = tuple(f"sample {b} has no visual token left: p is too small for its video" for b in blind)
-        return replace(report, notes=report.notes + notes)
+        blind = [b for b, sample in enumerate(self._samples) if sample.frames and not sample.kept[-1]]
+        notes = [*self._notes, *(f"sample {b} has no visual token left: p is too small for its video" for b in blind)]
+        return PruningReport(True, None, tuple(notes), tuple(self._samples), decoder.config, decoder.dtype.itemsize)
 
 
-def _kept(tokens: Tokens) -> Tensor | None:
-    """`[B, W]` bool, False in padding; None where no sample is padded."""
-    first_token = tokens.places.first_token
-    if first_token is None:
-        return None
-    return torch.arange(tokens.width, device=tokens.hidden.device) >= first_token[:, None]
+def _owners(frames: int, layouts: Sequence[PromptLayout | None]) -> list[int]:
+    """Where each prompt's frames begin among those that were encoded.
 
-
-def _per_sample(features: Tensor, layout: PromptLayout) -> Tensor:
-    """`[videos, n, F]` in prompt order to `[B, n, F]`; a sample without a video gets the first one's, unused."""
-    has_video = layout.has_video()
-    owners = has_video.nonzero().flatten()
-    copies, rest = divmod(len(owners), features.shape[0])
+    Copies of a prompt, as beams are, lie side by side, and may share what was encoded once.
+    """
+    wanted = [0 if layout is None else layout.frames for layout in layouts]
+    copies, rest = divmod(sum(wanted), frames)
     if rest or copies == 0:
-        raise ValueError(f"{len(owners)} prompts hold a video, but {features.shape[0]} videos were encoded")
-    index = torch.zeros(len(has_video), dtype=torch.int64)
-    index[owners] = torch.arange(len(owners)) // copies  # beams are copies, side by side
-    return features[index.to(features.device, non_blocking=True)]
+        raise ValueError(f"the prompts hold videos of {sum(wanted)} frames, but {frames} frames were encoded")
+    begins, begin = [], 0
+    for b, count in enumerate(wanted):
+        begins.append(begin)
+        begin += count if b % copies == copies - 1 else 0
+    return begins
+
+
+def _join(outputs: list[Any], cache: Cache | None) -> Any:
+    """The outputs of single prompts as that of a batch."""
+    joined = outputs[0]
+    joined.past_key_values = cache
+    if len(outputs) > 1:
+        joined.last_hidden_state = _stack([output.last_hidden_state for output in outputs], dims=1)
+        for name, dims in (("hidden_states", 1), ("attentions", 2)):
+            if getattr(joined, name, None) is not None:
+                layers = zip(*(getattr(output, name) for output in outputs), strict=True)
+                setattr(joined, name, tuple(_stack(list(parts), dims) for parts in layers))
+    return joined
+
+
+def _stack(parts: list[Tensor], dims: int) -> Tensor:
+    """Tensors of a sample each as one batch, padded on the left of `dims` dimensions before or up to the last."""
+    last = -2 if dims == 1 else -1
+    width = max(part.shape[last] for part in parts)
+    before = [[0, 0, width - part.shape[last], 0] if dims == 1 else [width - part.shape[last], 0] * 2 for part in parts]
+    return torch.cat([torch.nn.functional.pad(part, pad) for part, pad in zip(parts, before, strict=True)])

@@ -11,6 +11,7 @@ from adatp.report import Sample
 
 COLUMNS = 8
 VEIL = 0.82  # opacity of the white over a dropped token
+NEWLINE = 60  # grey of a newline token
 SIGNIFICANT, ORDINARY = "#d95f02", "#9aa0a6"
 _WIDTH = 320  # pixels a frame is drawn with
 
@@ -25,11 +26,15 @@ def veil(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
     Args:
         frame: `[H, W, 3]` uint8.
-        kept: `[side, side]` bool, the frame's token grid in raster order.
+        kept: `[rows, columns]` bool, the frame's token grid. Columns beyond the rows stand for newlines, and are drawn
+            as a margin on the right.
 
     Returns:
-        `[H, W, 3]` uint8.
+        `[H, W', 3]` uint8, W' with the margin.
     """
+    rows, columns = kept.shape
+    margin = frame.shape[1] * (columns - rows) // rows
+    frame = np.pad(frame, ((0, 0), (0, margin), (0, 0)), constant_values=NEWLINE)
     height, width = frame.shape[:2]
     mask = np.asarray(Image.fromarray(kept).resize((width, height), Image.Resampling.NEAREST))
     veiled = frame * (1 - VEIL) + 255 * VEIL
@@ -49,9 +54,6 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    side = math.isqrt(sample.tokens_per_frame)
-    if side**2 != sample.tokens_per_frame:
-        raise ValueError(f"only square token grids can be drawn, not {sample.tokens_per_frame} tokens a frame")
     significant = {i for s in sample.segments if s.significant for i in range(s.start, s.stop)}
     number = {i: k for k, s in enumerate(sample.segments) for i in range(s.start, s.stop)}
     rows = math.ceil(len(frames) / COLUMNS)
@@ -63,7 +65,7 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
     block = rows * (cell * height / _WIDTH + 0.22) + 0.4
     figure = Figure(figsize=(max(columns, 3) * cell, len(layers) * block), dpi=150, layout="constrained")
     for part, layer in zip(figure.subfigures(len(layers), 1, squeeze=False).flat, layers, strict=True):
-        kept = sample.kept_mask(layer).view(-1, side, side).numpy()
+        kept = sample.kept_mask(layer).view(-1, *sample.grid).numpy()
         share = sample.kept[layer] / sample.visual_tokens
         part.suptitle(f"layer {layer}: {sample.kept[layer]} of {sample.visual_tokens} tokens ({share:.1%})", fontsize=8)
         axes = part.subplots(rows, columns, squeeze=False).flatten()

@@ -1,39 +1,56 @@
 """Put AdaTP into one model instance, and take it out again.
 
-Only hooks of the instance are used; no class and no forward is replaced. The body's hook finds the video in the
-prompt, the decoder's hook computes segments and relevance, and each pruned decoder layer's hook cuts its input before
-the layer runs.
+Only hooks and methods of the instance are used; no class is touched. `generate` says where the prompt ends, the body's
+hook finds the videos in it, the decoder's forward runs each prompt by itself, and each pruned decoder layer's hook cuts
+its input before the layer runs.
 """
 
 import functools
 import inspect
 import threading
 import warnings
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from adatp.cache import PrunedLayer, check_cache
+from adatp.cache import PrunedLayer, PrunedStaticLayer, check_cache
 from adatp.config import AdaTPConfig
 from adatp.forward import PrunedForward
+from adatp.generation import CONTINUOUS_BATCHING, prepare
 from adatp.models import family_of
 from adatp.models.family import Family
+from adatp.parallel import average_over_ranks
 from adatp.prefill import PromptLayout
+from adatp.prompt import PrunedPrompt
 from adatp.relevance import NoRelevanceWarning, Relevance
 from adatp.report import PruningReport, passed_through
 from adatp_kernels.dispatch import Impl, resolve
 
 SUPPORTED_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 _MARK = "_adatp"  # attribute of a model that is being pruned
+_APPLYING = threading.Lock()
+
+
+class _Thread(threading.local):
+    """What belongs to the call that a thread is in."""
+
+    forward: PrunedForward | None = None
+    prompt_length: int | None = None  # of the generate() the thread is in
+    report: PruningReport | None = None
 
 
 class Pruned:
     """AdaTP inside a model, as `apply` put it there; also a context manager that removes it.
 
+    Several threads may generate on the model at a time.
+
     Attributes:
         config: the hyperparameters.
         question: the question to compare frames with: a string, one string a sample, or None to read it from the
-            prompt's text after the video. May be set between calls.
+            prompt. May be set between calls.
         relevance: the aligned SigLIP, or None.
     """
 
@@ -56,39 +73,50 @@ class Pruned:
         self._tokenizer = tokenizer
         self._impl = impl
         self._report: PruningReport | None = None
-        self._local = threading.local()  # the forward of each thread
+        self._thread = _Thread()
+        self._running = 0  # prefills, of all threads
+        self._lock = threading.Lock()
+        self._handles: list[Any] = []
+        self._replaced: list[tuple[Any, str, Any]] = []
         self._install()
 
     @property
     def report(self) -> PruningReport:
-        """What the last prefill kept.
+        """What the last prefill kept, whichever thread it ran in.
 
         Raises:
             RuntimeError: the model has not run since `apply`, or its last prefill failed.
         """
-        if self._report is None:
-            raise RuntimeError("there is no report: run the model first (or the last prefill failed)")
-        return self._report
+        return _existing(self._report)
 
     @property
-    def _active(self) -> PrunedForward | None:
-        return getattr(self._local, "forward", None)
+    def thread_report(self) -> PruningReport:
+        """What the last prefill of the calling thread kept, for threads that share the model.
 
-    @_active.setter
-    def _active(self, forward: PrunedForward | None) -> None:
-        self._local.forward = forward
+        Raises:
+            RuntimeError: the thread has not run the model since `apply`, or its last prefill failed.
+        """
+        return _existing(self._thread.report)
 
     def remove(self) -> None:
-        """Leave the model as it was before `apply`. Removing twice does nothing."""
-        if self._model.__dict__.get(_MARK) is not self:
-            return
-        for handle in self._handles:
-            handle.remove()
-        body = self._family.body
-        del body.get_video_features
-        body.__dict__.update(self._replaced)
-        del self._model.__dict__[_MARK]
-        self._local = threading.local()
+        """Leave the model as it was before `apply`. Removing twice does nothing.
+
+        Raises:
+            RuntimeError: a prefill is running, in this thread or another.
+        """
+        with self._lock:
+            if self._running:
+                raise RuntimeError("AdaTP cannot be removed in the middle of a prefill; wait for generate() to return")
+            if self._model.__dict__.get(_MARK) is not self:
+                return
+            for handle in self._handles:
+                handle.remove()
+            for owner, name, before in reversed(self._replaced):
+                if before is None:
+                    del owner.__dict__[name]  # the class's shows again
+                else:
+                    owner.__dict__[name] = before
+            del self._model.__dict__[_MARK]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("a model cannot be copied or pickled while AdaTP is applied to it; call remove() first")
@@ -100,31 +128,51 @@ class Pruned:
         self.remove()
 
     def _install(self) -> None:
+        model: Any = self._model
         body, decoder = self._family.body, self._family.decoder
         self._signature = inspect.signature(body.forward)
+        self._generate_signature = inspect.signature(model.generate)
+        self._average = average_over_ranks(model)
         self._handles = [
-            self._model.register_forward_pre_hook(self._on_model, with_kwargs=True),
+            model.register_forward_pre_hook(self._on_model, with_kwargs=True),
             body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
             body.register_forward_hook(self._on_end, always_call=True),
-            decoder.register_forward_pre_hook(self._on_decoder, with_kwargs=True),
         ]
         for index, layer in enumerate(decoder.layers):
             if index >= self.config.first - 1:
                 hook = functools.partial(self._on_layer, index)
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
-        encode = body.get_video_features
-        # usually empty: the method is the class's, which shows again once the instance's is gone
-        self._replaced = {name: body.__dict__[name] for name in ("get_video_features",) if name in body.__dict__}
+                projection = self._family.query_projection(layer)
+                self._handles.append(projection.register_forward_hook(functools.partial(self._on_query, index)))
+        self._replace(body, "get_video_features", self._keep_features)
+        self._replace(decoder, "forward", self._decode)
+        self._replace(model, "generate", self._generate)
+        for name in CONTINUOUS_BATCHING:
+            if hasattr(model, name):
+                self._replace(model, name, _refuse_continuous_batching)
+        model.__dict__[_MARK] = self
 
-        @functools.wraps(encode)
-        def get_video_features(*args: Any, **kwargs: Any) -> Any:
-            outputs = encode(*args, **kwargs)
-            if self._active is not None:
-                self._active.features = outputs
-            return outputs
+    def _replace(self, owner: Any, name: str, method: Callable[..., Any]) -> None:
+        """Let `owner.name(...)` be `method(what it was, ...)`, on this instance alone."""
+        before = getattr(owner, name)
 
-        body.get_video_features = get_video_features
-        self._model.__dict__[_MARK] = self
+        @functools.wraps(before)
+        def replacement(*args: Any, **kwargs: Any) -> Any:
+            return method(before, *args, **kwargs)
+
+        self._replaced.append((owner, name, owner.__dict__.get(name)))
+        owner.__dict__[name] = replacement
+
+    # What the instance's methods do while AdaTP is applied, in the order a call meets them.
+
+    def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        given = self._generate_signature.bind_partial(*args, **kwargs).arguments
+        length, changed = prepare(self._model, self._family, {**given, **kwargs})
+        outer, self._thread.prompt_length = self._thread.prompt_length, length
+        try:
+            return generate(*args, **{**kwargs, **changed})
+        finally:
+            self._thread.prompt_length = outer
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: refuse what it would only fail on after the prefill."""
@@ -133,9 +181,15 @@ class Pruned:
             raise ValueError("labels cannot be given: a pruned prefill has logits only for the tokens that are left")
 
     def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the body: find the video. Reads the prompt's ids and mask, before any of the prefill is queued."""
-        self._active = None
+        """Before the body: find the videos."""
+        if not (torch.compiler.is_compiling() and _is_one_token(args, kwargs)):
+            self._find_prompt(args, kwargs)
+
+    @torch.compiler.disable
+    def _find_prompt(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Reads the prompts' ids and mask, before any of the prefill is queued."""
         given = self._signature.bind_partial(*args, **kwargs).arguments
+        self._thread.forward = None
         input_ids, cache = given.get("input_ids"), given.get("past_key_values")
         features = (given.get("mm_encoder_outputs") or {}).get("video")
         if cache is not None and cache.get_seq_length() > 0:
@@ -147,71 +201,138 @@ class Pruned:
                     "further video, or chunked prefill): give the whole prompt at once, with an empty cache"
                 )
             return
-        self._report = None
-        if input_ids is None:
-            self._report = passed_through("the prompt came as inputs_embeds, in which no video can be found")
+        self._report = self._thread.report = None
+        ids: Tensor = self._family.ids_of(given["inputs_embeds"]) if input_ids is None else input_ids.cpu()
+        if not self._family.has_video(ids):
+            unseen = " (in inputs_embeds a video is found by its placeholders' embeddings)" if input_ids is None else ""
+            self._report = self._thread.report = passed_through(f"no video in the prompt{unseen}")
             return
-        input_ids = input_ids.cpu()
-        if not self._family.has_video(input_ids):
-            self._report = passed_through("no video in the prompt")
-            return
-        check_cache(cache)
-        self._check_decoder()
-        layout = self._family.layout(input_ids, _left_padding(given.get("attention_mask")))
+        self._check(cache)
+        length = ids.shape[1]
+        padding = _left_padding(given.get("attention_mask"), length, prepared=self._thread.prompt_length is not None)
+        padding = padding or [0] * len(ids)
+        prompt_length = self._thread.prompt_length or length
+        prompts = [row[pad:prompt_length] for row, pad in zip(ids, padding, strict=True)]
+        layouts = [self._layout(row[pad:], prompt) for row, pad, prompt in zip(ids, padding, prompts, strict=True)]
         compares = self.config.global_debias and self.relevance is not None
-        questions = self._questions(input_ids, layout) if compares else None
-        self._active = PrunedForward(self._family, self.config, layout, features, questions, self._impl)
+        self._thread.forward = PrunedForward(
+            self._family,
+            self.config,
+            layouts,
+            padding,
+            length - prompt_length,
+            features,
+            self._questions(prompts, layouts, readable=input_ids is not None) if compares else None,
+            self.relevance,
+            self._impl,
+            self._average,
+        )
+        with self._lock:
+            self._running += 1
 
-    def _check_decoder(self) -> None:
+    def _check(self, cache: Any) -> None:
+        """Refuse what a video cannot be pruned under."""
         decoder = self._family.decoder
         attention = decoder.config._attn_implementation
         if attention not in SUPPORTED_ATTENTION:
             raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
-        if decoder.training and any(getattr(layer, "gradient_checkpointing", False) for layer in decoder.layers):
-            raise ValueError("gradient checkpointing would run the cuts twice; turn it off, or call model.eval()")
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in decoder.parameters()):
+            raise ValueError(
+                "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
+                "torch.no_grad() or torch.inference_mode(), as generate() does, or train without AdaTP"
+            )
+        check_cache(cache, attention)
 
-    def _questions(self, input_ids: Tensor, layout: PromptLayout) -> list[str]:
-        batch = input_ids.shape[0]
+    def _layout(self, ids: Tensor, prompt: Tensor) -> PromptLayout | None:
+        """The layout of `ids`, of which only `prompt` is the prompt and has a say in the scores."""
+        layout = self._family.layout(ids)
+        return None if layout is None else replace(layout, rows=layout.rows[layout.rows < len(prompt)])
+
+    def _questions(
+        self, prompts: list[Tensor], layouts: list[PromptLayout | None], *, readable: bool
+    ) -> list[str | None]:
+        """One a prompt: what the user has given, else what the prompt's ids say, where they are `readable`."""
         if self.question is None:
-            return self._family.question(input_ids, layout, self._tokenizer)
-        if isinstance(self.question, str):
-            return [self.question] * batch
-        if not self.question or batch % len(self.question):
-            raise ValueError(f"question holds {len(self.question)} questions for {batch} prompts; give one a prompt")
-        return [q for q in self.question for _ in range(batch // len(self.question))]  # as beams are laid out
+            return [
+                self._family.question(ids, layout, self._tokenizer) if readable and layout is not None else None
+                for ids, layout in zip(prompts, layouts, strict=True)
+            ]
+        given = [self.question] if isinstance(self.question, str) else self.question
+        copies, rest = divmod(len(prompts), max(1, len(given)))
+        if rest or copies == 0:
+            raise ValueError(f"question holds {len(given)} questions for {len(prompts)} prompts; give one a prompt")
+        return [question for question in given for _ in range(copies)]  # as beams are laid out
 
-    def _on_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._active is not None:
-            self._active.begin(self.relevance)
+    def _keep_features(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        features = encode(*args, **kwargs)
+        self._hand_over(features)
+        return features
+
+    @torch.compiler.disable
+    def _hand_over(self, features: Any) -> None:
+        if self._thread.forward is not None:
+            self._thread.forward.features = features
+
+    def _decode(self, decoder: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() and kwargs["inputs_embeds"].shape[1] == 1:
+            return decoder(*args, **kwargs)
+        return self._decode_prompts(decoder, *args, **kwargs)
+
+    @torch.compiler.disable
+    def _decode_prompts(self, decoder: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        forward = self._thread.forward
+        return decoder(*args, **kwargs) if forward is None else forward.decode(decoder, kwargs)
+
+    def _prompt(self) -> PrunedPrompt | None:
+        """The prompt in the decoder, where the calling thread is in a prefill; compiled code never is."""
+        if torch.compiler.is_compiling() or self._thread.forward is None:
+            return None
+        return self._thread.forward.prompt
 
     def _on_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        forward = self._active
+        prompt = self._prompt()
         hidden = args[0] if args else kwargs["hidden_states"]
-        if forward is None:
+        if prompt is None:
             return self._continue(index, hidden, args, kwargs)
-        hidden, kwargs = forward.enter(index, hidden, kwargs)
+        hidden, kwargs = prompt.enter(index, hidden, kwargs)
         if args:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
+    def _on_query(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        prompt = self._prompt()
+        if prompt is not None:
+            prompt.project(index, output)
+
     def _continue(
         self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """A layer that continues on a pruned cache: its mask is as long as its own cache."""
+        """A layer that continues on a pruned cache: its mask shows its own cache."""
         cache = kwargs.get("past_key_values")
-        if cache is None or index >= len(cache.layers) or not isinstance(cache.layers[index], PrunedLayer):
+        if cache is None or index >= len(cache.layers):
+            return None
+        layer = cache.layers[index]
+        if not isinstance(layer, PrunedLayer | PrunedStaticLayer):
             return None
         attention = self._family.decoder.config._attn_implementation
-        mask = cache.layers[index].decode_mask(kwargs.get("attention_mask"), hidden.shape[1], attention)
+        mask = layer.decode_mask(kwargs.get("attention_mask"), hidden.shape[1], attention)
         return args, {**kwargs, "attention_mask": mask}
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """After the body, whether it returned or raised."""
-        forward, self._active = self._active, None
-        if forward is not None and output is not None:
-            self._report = forward.report()
+        if not torch.compiler.is_compiling():
+            self._finish(output is not None)
+
+    def _finish(self, succeeded: bool) -> None:
+        forward, self._thread.forward = self._thread.forward, None
+        if forward is None:
+            return
+        with self._lock:
+            self._running -= 1
+        if succeeded:
+            self._report = self._thread.report = forward.report()
 
 
 def apply(
@@ -234,7 +355,7 @@ def apply(
             checkpoint that the vision tower was trained from, `"auto"` for the family's, or None. Its frame features
             also make the segments. With None, and where `"auto"` cannot load it, segments come from the mean of a
             frame's patch features, and no segment is significant, with a warning.
-        question: the question, or one a sample; None reads it from the prompt's text after the video.
+        question: the question, or one a sample; None reads the user's last one from the prompt.
         impl: `"auto"`, `"reference"` or `"triton"`: the implementation of scores, selection and compaction.
 
     Returns:
@@ -248,8 +369,7 @@ def apply(
     """
     config = config or AdaTPConfig()
     family = family_of(model)
-    if _MARK in model.__dict__:
-        raise RuntimeError("AdaTP is already applied to this model; call remove() on what the first apply() returned")
+    _refuse_twice(model)
     resolve(impl, family.decoder.device)
     text_config = family.decoder.config
     config.last_of(text_config.num_hidden_layers)
@@ -271,19 +391,57 @@ def apply(
             "processor is needed to read the question from the prompt; pass processor=..., or question=..., "
             "or AdaTPConfig(global_debias=False)"
         )
-    return Pruned(model, family, config, tokenizer=tokenizer, relevance=loaded, question=question, impl=impl)
+    with _APPLYING:  # another thread may have been faster
+        _refuse_twice(model)
+        return Pruned(model, family, config, tokenizer=tokenizer, relevance=loaded, question=question, impl=impl)
 
 
-def _left_padding(mask: Tensor | None) -> Tensor | None:
-    """The prompts' `[B, L]` mask on the host, as bool; refused where it is anything but padding on the left."""
+def _refuse_twice(model: nn.Module) -> None:
+    if _MARK in model.__dict__:
+        raise RuntimeError("AdaTP is already applied to this model; call remove() on what the first apply() returned")
+
+
+def _existing(report: PruningReport | None) -> PruningReport:
+    if report is None:
+        raise RuntimeError("there is no report: run the model first (or the last prefill failed)")
+    return report
+
+
+def _is_one_token(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the body is called for one token, a step of decoding. Written for the compiler to see through."""
+    tokens = args[0] if args else kwargs.get("input_ids")
+    tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
+    return tokens is not None and tokens.shape[1] == 1
+
+
+def _refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    raise ValueError(
+        f"{getattr(method, '__name__', 'continuous batching')}: continuous batching cannot run while AdaTP is applied, "
+        "because its paged cache holds the same tokens in every layer; use generate() on a batch, or remove() first"
+    )
+
+
+def _left_padding(mask: Any, length: int, prepared: bool) -> list[int]:
+    """Left padding of each prompt, from the body's mask; refused where it is anything else. None for no padding.
+
+    Args:
+        mask: `[B, L]`, or None. Where `generate` has prepared it for a cache of fixed size, `[B, 1, L, slots]`.
+        length: L.
+        prepared: whether it may have.
+    """
+    if isinstance(mask, dict):
+        mask = mask["full_attention"]
     if mask is None:
-        return None
+        return []
+    if prepared and mask.ndim == 4:
+        last = mask[:, 0, -1, :length]  # sees all there is
+        mask = last == 0 if last.is_floating_point() else last
     if mask.ndim != 2:
         raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
     mask = mask.cpu().bool()
     if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
         raise ValueError("attention_mask must be padded on the left only; set padding_side='left'")
-    return mask
+    return [int(padding) for padding in (~mask).sum(1)]
 
 
 def _load_relevance(relevance: Relevance | str | None, family: Family, model: Any) -> tuple[Relevance | None, str]:

@@ -1,10 +1,11 @@
-"""One pruned prefill as tensor code: before a layer, score -> select -> compact. Knows nothing of any model.
+"""The cuts of one prompt's prefill as tensor code: before a layer, score -> select -> compact. Knows no model.
 
 The host reads the device once, after the first cut, and from its counts every later size follows: once a spatial
 position occurs at most once per segment, a cut keeps exactly its quota, or all there is.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,53 +15,74 @@ from adatp.config import AdaTPConfig
 from adatp_kernels.compact import compact
 from adatp_kernels.dispatch import Impl
 from adatp_kernels.score import score
-from adatp_kernels.select import FIXED, PADDING, segment_begins, select
+from adatp_kernels.select import FIXED, segment_begins, select
 
 
 @dataclass(frozen=True)
 class PromptLayout:
-    """Where the video, the text after it and the padding stand in a batch of B prompts of L tokens. Host tensors.
+    """Where the videos and the text after them stand in a prompt of L tokens. Host tensors.
 
     Attributes:
-        frame: `[B, L]` int64: the frame of a prunable visual token, `FIXED` for a token that always stays, `PADDING`
-            for none.
-        position: `[B, L]` int64: index within the frame of a prunable token, 0 elsewhere.
-        text: `[B, L]` bool: the prompt's text tokens that follow the video, whose attention scores it.
-        frames: n of the longest video.
-        tokens_per_frame: c.
+        frame: `[L]` int64: the frame of a prunable visual token, counted through all videos, `FIXED` for a token that
+            always stays.
+        position: `[L]` int64: index within the frame of a prunable token, 0 elsewhere.
+        rows: `[T]` int64: the text tokens after the last video, whose attention scores the visual ones.
+        videos: frames of each video.
+        grid: rows and columns of a frame's tokens; their product is c.
     """
 
     frame: Tensor
     position: Tensor
-    text: Tensor
-    frames: int
-    tokens_per_frame: int
+    rows: Tensor
+    videos: tuple[int, ...]
+    grid: tuple[int, int]
 
-    def has_video(self) -> Tensor:
-        """`[B]` bool: the samples with a video."""
-        return (self.frame >= 0).any(1)
+    @property
+    def length(self) -> int:
+        return self.frame.shape[0]
 
-    def visual_tokens(self) -> list[int]:
-        """Prunable tokens N_v of each sample."""
-        return _ints((self.frame >= 0).sum(1))
+    @property
+    def frames(self) -> int:
+        """n, over all videos."""
+        return sum(self.videos)
 
-    def fixed_tokens(self) -> list[int]:
-        """Tokens of each sample that always stay."""
-        return _ints((self.frame == FIXED).sum(1))
+    @property
+    def tokens_per_frame(self) -> int:
+        """C."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def visual(self) -> Tensor:
+        """`[N_v]` int64: the prunable tokens."""
+        return (self.frame >= 0).nonzero().flatten()
 
 
-@dataclass
-class Tokens:
-    """What enters a layer: B samples of W tokens, padded on the left.
+@dataclass(frozen=True)
+class Places:
+    """Where a cut finds what it looks for among W tokens.
 
     Attributes:
-        hidden: `[B, W, D]`.
-        cos, sin: `[B, W, d]` rotary tables of the tokens' original positions.
-        segment: `[B, W]` int64, `FIXED` and `PADDING` as in `PromptLayout.frame`.
-        position: `[B, W]` int64 spatial position.
-        origin: `[B, W]` int64 index in the whole prompt, `PADDING` in padding.
-        counts: tokens of each sample, padding not counted.
-        places: where to find what a cut looks for among them.
+        rows: `[1, T]` int64, on the device: the text rows.
+        columns: the range with all prunable tokens in it.
+        begin: `[1, S]` int64, on the device: where each segment begins; None as long as the host does not know.
+    """
+
+    rows: Tensor
+    columns: tuple[int, int]
+    begin: Tensor | None
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The W tokens of the prompt that enter a layer.
+
+    Attributes:
+        hidden: `[1, W, D]`.
+        cos, sin: `[1, W, d]` rotary tables of the tokens' original positions.
+        segment: `[1, W]` int64, `FIXED` as in `PromptLayout.frame`.
+        position: `[1, W]` int64 spatial position.
+        origin: `[1, W]` int64 index in the whole prompt.
+        places: what a cut looks for.
     """
 
     hidden: Tensor
@@ -69,32 +91,19 @@ class Tokens:
     segment: Tensor
     position: Tensor
     origin: Tensor
-    counts: list[int]
-    places: "Places"
+    places: Places
 
     @property
     def width(self) -> int:
         return self.hidden.shape[1]
 
-    @property
-    def padding(self) -> list[int]:
-        """Left padding of each sample."""
-        return [self.width - count for count in self.counts]
-
-
-@dataclass(frozen=True)
-class Places:
-    """Slots of a batch, on the device.
-
-    Attributes:
-        rows: `[B, T]` int64: the text rows, -1 for a row not in use.
-        first_token: `[B]` int64: each sample's first token; None where no sample is padded.
-        begin: `[B, S]` int64: where each segment begins, as `select` takes it; None as long as the host does not know.
-    """
-
-    rows: Tensor
-    first_token: Tensor | None
-    begin: Tensor | None
+    def follow(self, hidden: Tensor) -> "Tokens":
+        """The same tokens with the hidden states a layer has put out, on whichever device it did."""
+        if hidden.device == self.cos.device:
+            return replace(self, hidden=hidden)
+        tensors = {f.name: getattr(self, f.name).to(hidden.device) for f in fields(self) if f.name != "places"}
+        places = replace(self.places, rows=self.places.rows.to(hidden.device))
+        return Tokens(**{**tensors, "hidden": hidden}, places=places)
 
 
 @dataclass(frozen=True)
@@ -102,10 +111,10 @@ class Plan:
     """What the one host read brings: enough to size every layer. Host values; S slots, as many as frames.
 
     Attributes:
-        segment_of_frame: `[B, n]` int64.
-        similarity: `[B, n]` float64 text relevance (eq. 3); NaN where it was not computed.
-        significant: `[B, S]` bool.
-        kept: `[B, K, S]` int64 tokens of every segment after each of the K cuts.
+        segment_of_frame: `[n]` int64.
+        similarity: `[n]` float64 text relevance (eq. 3); NaN where it was not computed.
+        significant: `[S]` bool.
+        kept: `[K, S]` int64 tokens of every segment after each of the K cuts.
     """
 
     segment_of_frame: Tensor
@@ -115,18 +124,20 @@ class Plan:
 
 
 class Prefill:
-    """The cuts of one prefill, in order.
+    """The cuts of one prompt, in order.
 
     Args:
         config: hyperparameters.
         layers: decoder layers of the model.
-        layout: the prompts.
-        features: `[B, n, F]` a feature per frame, for the segments.
-        similarity: `[B, n]` text relevance of every frame, or None: then no segment is significant.
+        layout: the prompt.
+        features: `[n, F]` a feature per frame, for the segments.
+        similarity: `[n]` text relevance of every frame, or None: then no segment is significant.
         impl: implementation of the three operations.
+        average: makes a rank's `[1, C]` mean scores over its heads those over all heads, where heads are split over
+            ranks (tensor parallelism).
 
     Raises:
-        ValueError: a sample with a video but without text after it.
+        ValueError: no text after the last video.
     """
 
     def __init__(
@@ -137,67 +148,58 @@ class Prefill:
         features: Tensor,
         similarity: Tensor | None,
         impl: Impl = "auto",
+        average: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
+        if layout.rows.numel() == 0:
+            raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
         self.config = config
         self.layout = layout
         self.impl = impl
+        self.average = average
         self.cuts = budget.schedule(config, layers)
         self.plan: Plan | None = None
         self.origins: dict[int, Tensor] = {}  # by layer of a cut: `Tokens.origin` after it
 
-        device = features.device
-        visual, text = layout.frame >= 0, layout.text
-        has_video = layout.has_video()
-        if bool((has_video & ~text.any(1)).any()):
-            raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
-        length = layout.frame.shape[1]
-        # Everything after the video stays to the end, so its distance from the end never changes.
-        present = layout.frame != PADDING
-        last_visual = torch.where(visual, torch.arange(length), -1).amax(1, keepdim=True)
-        self._before = _ints((present & (visual.cumsum(1) == 0)).sum(1))
-        self._after = _ints((present & (torch.arange(length) > last_visual)).sum(1))
-        self._fixed = layout.fixed_tokens()
-        self._has_video = has_video.tolist()
-        self._rows_from_end = _rows_from_end(text)
-        self._device = device
+        # What stands before the first visual token and after the last always stays, and so does its distance
+        # from that end.
+        visual = layout.visual
+        self._before = int(visual[0])
+        self._after = layout.length - 1 - int(visual[-1])
+        self._fixed = layout.length - visual.numel()
 
-        n = features.shape[1]
+        features = features[None]  # [1, n, F]
         self._segment_of_frame = (
-            segments.partition(features, config.tau_s)
+            segments.partition(features, config.tau_s, layout.videos)
             if config.segments
-            else torch.zeros(features.shape[:2], dtype=torch.int64, device=device)
+            else torch.zeros(features.shape[:2], dtype=torch.int64, device=features.device)
         )
-        self._similarity = similarity
-        self._significant = torch.zeros(features.shape[0], n, dtype=torch.bool, device=device)
-        if similarity is not None:
-            self._significant = segments.mean_per_segment(similarity, self._segment_of_frame) > config.tau_t
-        self._quota = _by_cut(
-            budget.quotas(
-                list(self.cuts.values()),
-                segments.frames_per_segment(self._segment_of_frame),
-                self._significant,
-                layout.tokens_per_frame,
-                config,
-            )
-        )
+        self.compared = similarity is not None
+        self._similarity = None if similarity is None else similarity[None]
+        self._significant = torch.zeros_like(self._segment_of_frame, dtype=torch.bool)
+        if self._similarity is not None:
+            self._significant = segments.mean_per_segment(self._similarity, self._segment_of_frame) > config.tau_t
+        self._quota = budget.quotas(
+            list(self.cuts.values()),
+            segments.frames_per_segment(self._segment_of_frame),
+            self._significant,
+            layout.tokens_per_frame,
+            config,
+        )[0]  # [K, S]
         self._places: list[Places] = []  # after every cut
 
     def tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tokens:
-        """The uncut prompt: `[B, L, D]` hidden states and `[B or 1, L, d]` rotary tables."""
-        batch, length = hidden.shape[:2]
-        frame = self.layout.frame.to(hidden.device, non_blocking=True)
-        segment = torch.where(frame >= 0, self._segment_of_frame.gather(1, frame.clamp(min=0)), frame)
-        counts = _ints((self.layout.frame != PADDING).sum(1))
-        padding = torch.tensor([length - count for count in counts])
-        (places,) = self._on_device([self._rows(length)], [padding], None)
+        """The uncut prompt: `[1, L, D]` hidden states and `[1, L, d]` rotary tables."""
+        layout, device = self.layout, hidden.device
+        frame = layout.frame.to(device, non_blocking=True)[None]
+        segment = torch.where(frame >= 0, self._segment_of_frame.to(device).gather(1, frame.clamp(min=0)), frame)
+        (places,) = self._places_of([layout.length], None, device)
         return Tokens(
             hidden=hidden,
-            cos=cos.expand(batch, -1, -1),
-            sin=sin.expand(batch, -1, -1),
+            cos=cos,
+            sin=sin,
             segment=segment,
-            position=self.layout.position.to(hidden.device, non_blocking=True),
-            origin=torch.arange(length, device=hidden.device).expand(batch, -1),
-            counts=counts,
+            position=layout.position.to(device, non_blocking=True)[None],
+            origin=torch.arange(layout.length, device=device)[None],
             places=places,
         )
 
@@ -207,128 +209,87 @@ class Prefill:
         Args:
             layer: one of `self.cuts`, each once and in order.
             tokens: the output of layer `layer - 1`.
-            query: `[B, H, T, d]` post-rotary queries of `tokens.places.rows` in layer `layer - 1`.
-            key: `[B, G, W, d]` its post-rotary keys.
+            query: `[1, H, T, d]` post-rotary queries of `tokens.places.rows` in layer `layer - 1`.
+            key: `[1, G, W, d]` its post-rotary keys.
             scale: its attention's scaling.
         """
         k = list(self.cuts).index(layer)
-        if self.plan is not None and bool((self.plan.kept[:, k] == self.plan.kept[:, k - 1]).all()):
+        if self.plan is not None and torch.equal(self.plan.kept[k], self.plan.kept[k - 1]):
             self.origins[layer] = tokens.origin
             return tokens  # every quota is above what lives: nothing goes
 
-        keep = self._keep(tokens, query, key, scale, self._quota[k])
+        keep = self._keep(tokens, query, key, scale, self._quota[k].to(tokens.hidden.device))
         if self.plan is None:
             self.plan = self._read(keep, tokens.segment)
-            self._places = self._foresee(self.plan)
-        counts = _ints(self._counts(self.plan)[:, k])
-        moved = compact(
+            self._places = self._foresee(self.plan, keep.device)
+        hidden, cos, sin, segment, position, origin = compact(
             keep,
-            counts,
+            [self._widths(self.plan)[k]],
             (tokens.hidden, tokens.cos, tokens.sin, tokens.segment, tokens.position, tokens.origin),
             impl=self.impl,
         )
-        hidden, cos, sin, segment, position, origin = moved
         self.origins[layer] = origin
-        return replace(
-            tokens,
-            hidden=hidden, cos=cos, sin=sin, segment=segment, position=position, origin=origin,
-            counts=counts, places=self._places[k],
-        )  # fmt: skip
+        return Tokens(hidden, cos, sin, segment, position, origin, self._places[k])
 
     @torch.no_grad()
     def _keep(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float, quota: Tensor) -> Tensor:
-        """`[B, W]` bool: what stays of `tokens`."""
-        columns, places = self._columns(tokens), tokens.places
-        scores = score(query, key, places.rows, columns, scale=scale, first_key=places.first_token, impl=self.impl)
+        """`[1, W]` bool: what stays of `tokens`."""
+        places = tokens.places
+        scores = score(query, key, places.rows, places.columns, scale=scale, impl=self.impl)
+        if self.average is not None:
+            scores = self.average(scores)
         return select(
             scores,
             tokens.segment,
             tokens.position,
-            quota,
+            quota[None],
             positions=self.layout.tokens_per_frame,
-            start=columns[0],
-            begin=places.begin,
+            start=places.columns[0],
+            begin=None if places.begin is None else places.begin.to(scores.device),
             # after the first cut no position occurs twice in a segment
             deduplicate=self.config.local_debias and self.plan is None,
             impl=self.impl,
         )
 
-    def _columns(self, tokens: Tokens) -> tuple[int, int]:
-        """The smallest range of `tokens` with every sample's prunable tokens in it."""
-        starts, stops = [], []
-        for video, pad, before, after in zip(self._has_video, tokens.padding, self._before, self._after, strict=True):
-            if video:
-                starts.append(pad + before)
-                stops.append(tokens.width - after)
-        return (min(starts), max(stops)) if starts else (0, 0)
-
     def _read(self, keep: Tensor, segment: Tensor) -> Plan:
         """The one host read: what the first cut kept, and what the report wants to know of the segments."""
-        batch, n = self._segment_of_frame.shape
-        living = torch.zeros(batch, n, dtype=torch.int64, device=keep.device)
+        n = self.layout.frames
+        living = torch.zeros(1, n, dtype=torch.int64, device=keep.device)
         living.scatter_add_(1, segment.clamp(min=0), (keep & (segment >= 0)).long())
-        kept = torch.cat([living[None], self._quota[1:]]).cummin(0).values  # [K, B, S]
-        self._quota = kept
-        kept = _by_cut(kept)  # [B, K, S]
+        self._quota = torch.cat([living, self._quota[1:].to(keep.device)]).cummin(0).values  # [K, S]
         similarity = self._similarity
         if similarity is None:
-            similarity = torch.full((batch, n), float("nan"), device=keep.device)
-        parts = [self._segment_of_frame, similarity, self._significant, kept.flatten(1)]
+            similarity = torch.full((1, n), float("nan"), device=keep.device)
+        parts = [self._segment_of_frame, similarity, self._significant, self._quota]
         # fp64 holds every count exactly
-        host = torch.cat([part.double() for part in parts], 1).cpu()
-        segment_of_frame, similar, significant, counts = host.split([n, n, n, kept.shape[1] * n], 1)
-        return Plan(segment_of_frame.long(), similar, significant.bool(), counts.long().view(kept.shape))
+        host = torch.cat([part.to(keep.device, torch.float64) for part in parts]).cpu()
+        segment_of_frame, similar, significant, kept = host.split([1, 1, 1, len(self.cuts)])
+        return Plan(segment_of_frame[0].long(), similar[0], significant[0].bool(), kept.long())
 
-    def _foresee(self, plan: Plan) -> list[Places]:
+    def _foresee(self, plan: Plan, device: torch.device) -> list[Places]:
         """Where everything stands after every cut, computed on the host and sent in one go."""
-        counts = self._counts(plan)
-        width = counts.amax(0)  # [K]
-        padding = (width - counts).T  # [K, B]
         # fixed tokens before each segment, and the survivors of those before it
-        n = plan.segment_of_frame.shape[1]
+        n = self.layout.frames
         fixed = (self.layout.frame == FIXED).long()
-        before_token = torch.nn.functional.pad(fixed.cumsum(1), (1, 0))  # [B, L + 1]
-        before_frame = before_token.gather(1, segment_begins(self.layout.frame, n + 1))  # [B, n + 1]
-        before = before_frame.gather(1, segment_begins(plan.segment_of_frame, n))  # [B, S]
-        begin = padding[:, :, None] + before + _by_cut(plan.kept.cumsum(2) - plan.kept)  # [K, B, S]
-        return self._on_device([self._rows(int(w)) for w in width], list(padding), list(begin))
+        before_token = torch.nn.functional.pad(fixed.cumsum(0), (1, 0))  # [L + 1]
+        before_frame = before_token[segment_begins(self.layout.frame[None], n + 1)[0]]  # [n + 1]
+        before = before_frame[segment_begins(plan.segment_of_frame[None], n)[0]]  # [S]
+        return self._places_of(self._widths(plan), before + plan.kept.cumsum(1) - plan.kept, device)
 
-    def _counts(self, plan: Plan) -> Tensor:
-        """`[B, K]` on the host: tokens of each sample after each cut."""
-        return plan.kept.sum(2) + torch.tensor(self._fixed)[:, None]
+    def _widths(self, plan: Plan) -> list[int]:
+        """Tokens of the prompt after each cut."""
+        return [int(kept) + self._fixed for kept in plan.kept.sum(1)]
 
-    def _rows(self, width: int) -> Tensor:
-        """`[B, T]` on the host: where the text rows stand among `width` slots."""
-        return torch.where(self._rows_from_end > 0, width - self._rows_from_end, -1)
-
-    def _on_device(self, rows: list[Tensor], padding: list[Tensor], begin: list[Tensor] | None) -> list[Places]:
-        """`Places` for each of several widths, from host tensors, in one transfer that nothing waits for."""
-        parts = [torch.stack(rows), torch.stack(padding)[:, :, None]] + ([] if begin is None else [torch.stack(begin)])
-        # every part contiguous for itself
-        sent = torch.cat([part.flatten() for part in parts]).to(self._device, non_blocking=True)
-        split = [t.view(p.shape) for t, p in zip(sent.split([p.numel() for p in parts]), parts, strict=True)]
+    def _places_of(self, widths: Sequence[int], begin: Tensor | None, device: torch.device) -> list[Places]:
+        """`Places` for each of K widths, with `[K, S]` begins from the host, in one transfer nothing waits for."""
+        rows = torch.tensor(widths)[:, None] - (self.layout.length - self.layout.rows)  # [K, T]
+        sent = (rows if begin is None else torch.cat([rows, begin], 1)).to(device, non_blocking=True)
+        split = sent.split([rows.shape[1], sent.shape[1] - rows.shape[1]], 1)
         return [
             Places(
-                rows=split[0][k],
-                first_token=split[1][k, :, 0] if bool(padding[k].any()) else None,
-                begin=None if begin is None else split[2][k],
+                rows=split[0][k][None],
+                columns=(self._before, width - self._after),
+                begin=None if begin is None else split[1][k][None],
             )
-            for k in range(len(rows))
+            for k, width in enumerate(widths)
         ]
-
-
-def _by_cut(values: Tensor) -> Tensor:
-    """`[B, K, S]` to `[K, B, S]` and back, each cut contiguous for itself."""
-    return values.transpose(0, 1).contiguous()
-
-
-def _rows_from_end(text: Tensor) -> Tensor:
-    """`[B, L]` bool to `[B, T]` int64 distances from the end (1 is the last token), 0 where a sample has fewer."""
-    length = text.shape[1]
-    width = max(1, int(text.sum(1).max()))
-    distance = torch.where(text, length - torch.arange(length), 0)
-    return distance.sort(1, descending=True).values[:, :width]
-
-
-def _ints(values: Tensor) -> list[int]:
-    return [int(value) for value in values]

@@ -1,6 +1,5 @@
 """What a prefill kept, layer by layer and segment by segment."""
 
-import math
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -34,25 +33,37 @@ class Sample:
     """One prompt of the batch.
 
     Attributes:
-        frames, tokens_per_frame: n and c; their product is the prunable tokens N_v. 0 frames: no video.
+        videos: frames of each video; n, `frames`, is their sum. Empty for a prompt without a video.
+        grid: rows and columns of a frame's tokens; c, `tokens_per_frame`, is their product.
         other_tokens: prompt tokens that are never pruned.
         question: what the relevance was computed with; None where it was not.
         kept: visual tokens at every layer's input, N entries.
         similarity: text relevance of every frame, n entries; None where it was not computed.
     """
 
-    frames: int
-    tokens_per_frame: int
+    videos: tuple[int, ...]
+    grid: tuple[int, int]
     other_tokens: int
     question: str | None
     kept: tuple[int, ...]
     similarity: tuple[float, ...] | None
     segments: tuple[Segment, ...]
-    _begin: int = field(repr=False)
+    _visual: Tensor = field(repr=False, compare=False)
     _origins: dict[int, Tensor] = field(repr=False, compare=False)
 
     @property
+    def frames(self) -> int:
+        """n, over all videos."""
+        return sum(self.videos)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """C."""
+        return self.grid[0] * self.grid[1]
+
+    @property
     def visual_tokens(self) -> int:
+        """N_v, the prunable tokens."""
         return self.frames * self.tokens_per_frame
 
     @property
@@ -71,10 +82,7 @@ class Sample:
         cuts = [cut for cut in self._origins if cut <= layer]
         if not cuts:
             return torch.ones(self.frames, self.tokens_per_frame, dtype=torch.bool)
-        index = self._origins[max(cuts)].cpu() - self._begin
-        mask = torch.zeros(self.visual_tokens, dtype=torch.bool)
-        mask[index[(index >= 0) & (index < self.visual_tokens)]] = True
-        return mask.view(self.frames, self.tokens_per_frame)
+        return torch.isin(self._visual, self._origins[max(cuts)].cpu()).view(self.frames, self.tokens_per_frame)
 
 
 @dataclass(frozen=True)
@@ -93,6 +101,7 @@ class PruningReport:
     notes: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
     _text_config: Any = field(default=None, repr=False, compare=False)
+    _itemsize: int = field(default=0, repr=False, compare=False)
 
     @cached_property
     def flops(self) -> Flops:
@@ -108,6 +117,25 @@ class PruningReport:
         for sample in self.samples:
             total = total + count(sample.lengths(), sample.visual_tokens + sample.other_tokens)
         return total
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of keys and values in a `DynamicCache` after the prefill: each layer is as long as its longest prompt.
+
+        Of all ranks together, where heads are split over ranks.
+        """
+        return self._cache_bytes([max(lengths) for lengths in zip(*(s.lengths() for s in self.samples), strict=True)])
+
+    @property
+    def cache_bytes_full(self) -> int:
+        """The same without pruning."""
+        longest = max((s.visual_tokens + s.other_tokens for s in self.samples), default=0)
+        return self._cache_bytes([longest] * (len(self.samples[0].kept) if self.samples else 0))
+
+    def _cache_bytes(self, lengths: list[int]) -> int:
+        config = self._text_config
+        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return int(2 * len(self.samples) * sum(lengths) * config.num_key_value_heads * head * self._itemsize)
 
     def __str__(self) -> str:
         if not self.pruned:
@@ -127,6 +155,7 @@ class PruningReport:
         samples = [
             {
                 "frames": s.frames,
+                "videos": list(s.videos),
                 "tokens_per_frame": s.tokens_per_frame,
                 "visual_tokens": s.visual_tokens,
                 "other_tokens": s.other_tokens,
@@ -145,6 +174,7 @@ class PruningReport:
         }
         if self.pruned:
             report["flops"] = self.flops.to_dict()
+            report["cache_bytes"] = {"pruned": self.cache_bytes, "unpruned": self.cache_bytes_full}
         return report
 
 
@@ -153,45 +183,48 @@ def passed_through(reason: str) -> PruningReport:
     return PruningReport(pruned=False, reason=reason)
 
 
-def build_report(
-    prefill: Prefill, layers: int, questions: list[str] | None, notes: tuple[str, ...], text_config: Any
-) -> PruningReport:
-    """The report of a finished prefill. Reads nothing from the device."""
+def whole_sample(layers: int, length: int) -> Sample:
+    """A prompt of `length` tokens without a video, which every layer sees whole."""
+    return Sample((), (0, 0), length, None, (0,) * layers, None, (), torch.zeros(0, dtype=torch.int64), {})
+
+
+def build_sample(prefill: Prefill, layers: int, length: int, question: str | None) -> Sample:
+    """A prompt of `length` tokens whose prefill is finished. Reads nothing from the device.
+
+    Args:
+        prefill: its cuts.
+        layers: decoder layers.
+        length: tokens of the prompt.
+        question: what the frames were compared with, None if they were not.
+    """
     plan, layout = prefill.plan, prefill.layout
     assert plan is not None, "a finished prefill has made its first cut"
     cuts = list(prefill.cuts)
-    samples = []
-    for b, (visual, fixed) in enumerate(zip(layout.visual_tokens(), layout.fixed_tokens(), strict=True)):
-        frames = visual // layout.tokens_per_frame
-        home = plan.segment_of_frame[b, :frames].tolist()
-        similar = plan.similarity[b, :frames].tolist()
-        known = bool(questions) and not any(math.isnan(value) for value in similar)
-        segments = []
-        for s in sorted(set(home)):
-            members = [i for i, value in enumerate(home) if value == s]
-            segments.append(
-                Segment(
-                    start=members[0],
-                    stop=members[-1] + 1,
-                    similarity=sum(similar[i] for i in members) / len(members) if known else None,
-                    significant=bool(plan.significant[b, s]),
-                    kept=_by_layer(layers, len(members) * layout.tokens_per_frame, cuts, plan.kept[b, :, s].tolist()),
-                )
-            )
-        samples.append(
-            Sample(
-                frames=frames,
-                tokens_per_frame=layout.tokens_per_frame,
-                other_tokens=fixed,
-                question=questions[b] if known and questions else None,
-                kept=_by_layer(layers, visual, cuts, plan.kept[b].sum(1).tolist()),
-                similarity=tuple(similar) if known else None,
-                segments=tuple(segments),
-                _begin=int((layout.frame[b] >= 0).int().argmax()),
-                _origins={layer: origin[b] for layer, origin in prefill.origins.items()},
+    home, similar = plan.segment_of_frame.tolist(), plan.similarity.tolist()
+    segments = []
+    for s in sorted(set(home)):
+        members = [i for i, value in enumerate(home) if value == s]
+        segments.append(
+            Segment(
+                start=members[0],
+                stop=members[-1] + 1,
+                similarity=None if question is None else sum(similar[i] for i in members) / len(members),
+                significant=bool(plan.significant[s]),
+                kept=_by_layer(layers, len(members) * layout.tokens_per_frame, cuts, plan.kept[:, s].tolist()),
             )
         )
-    return PruningReport(pruned=True, reason=None, notes=notes, samples=tuple(samples), _text_config=text_config)
+    visual = layout.visual
+    return Sample(
+        videos=layout.videos,
+        grid=layout.grid,
+        other_tokens=length - visual.numel(),
+        question=question,
+        kept=_by_layer(layers, visual.numel(), cuts, plan.kept.sum(1).tolist()),
+        similarity=None if question is None else tuple(similar),
+        segments=tuple(segments),
+        _visual=visual,
+        _origins={layer: origin[0] for layer, origin in prefill.origins.items()},
+    )
 
 
 def _by_layer(layers: int, whole: int, cuts: list[int], kept: list[int]) -> tuple[int, ...]:

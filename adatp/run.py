@@ -88,10 +88,8 @@ def load(
         )
     from transformers import AutoModelForImageTextToText
 
-    from adatp.processor import load_processor
-
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, attn_implementation=attention)
-    return Loaded(checkpoint, model.to(device).eval(), load_processor(checkpoint), relevance)
+    return Loaded(checkpoint, model.to(device).eval(), family_of(model).load_processor(checkpoint), relevance)
 
 
 def decode(video: str, frames: int) -> tuple[Clip, float]:
@@ -134,7 +132,7 @@ def run(
     begin = now()
     conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
     prompt = loaded.processor.apply_chat_template(conversation, add_generation_prompt=True)
-    inputs = loaded.processor(text=prompt, videos=[clip.frames], return_tensors="pt")
+    inputs = loaded.processor(text=prompt, videos=[clip.frames], video_metadata=[clip.metadata], return_tensors="pt")
     inputs = inputs.to(loaded.model.device, loaded.model.dtype)
     before = {"decoding": decoding, "preprocessing": now() - begin}
 

@@ -1,16 +1,20 @@
 """Frames to segments (AdaTP, section 3.3)."""
 
+from collections.abc import Sequence
+from itertools import accumulate
+
 import torch
 from torch import Tensor
 
 
-def partition(features: Tensor, tau_s: float) -> Tensor:
+def partition(features: Tensor, tau_s: float, videos: Sequence[int] = ()) -> Tensor:
     """The segment of every frame: adjacent frames share one iff their cosine similarity is at least `tau_s`.
 
     Args:
         features: `[B, n, D]` a feature per frame, any floating dtype: SigLIP's pooled output where there is an aligned
             one, else the mean of the frame's patch features. A NaN similarity starts a new segment.
         tau_s: threshold, see `AdaTPConfig.tau_s`.
+        videos: frames of each video, where the frames are of several: no segment holds frames of two.
 
     Returns:
         `[B, n]` int64, counted from 0 in every sample.
@@ -20,6 +24,8 @@ def partition(features: Tensor, tau_s: float) -> Tensor:
     # the root of a product, not the product of roots: so equal frames have a cosine of exactly 1
     norms = (square[:, :-1] * square[:, 1:]).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     similar = (features[:, :-1] * features[:, 1:]).sum(-1) / norms >= tau_s
+    for first in list(accumulate(videos))[:-1]:
+        similar[:, first - 1] = False
     return torch.nn.functional.pad((~similar).long().cumsum(1), (1, 0))
 
 

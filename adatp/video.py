@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import dropwhile, islice, pairwise
 from operator import itemgetter
+from typing import Any
 
 import av
 import numpy as np
@@ -39,6 +40,13 @@ class Clip:
     duration: float  # seconds from the first frame to the end of the last
     total: int  # frames in the file
     note: str | None  # what is unusual about the sample, for the user to read
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """When the frames are, as a Hugging Face processor takes it in `video_metadata`."""
+        rate = self.total / self.duration
+        indices = (self.times * rate).tolist()
+        return {"total_num_frames": self.total, "fps": rate, "duration": self.duration, "frames_indices": indices}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """A whole prefill on random tensors, without a model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -8,23 +8,21 @@ import torch
 from adatp import AdaTPConfig
 from adatp.prefill import Prefill, PromptLayout, Tokens
 from adatp_kernels.dispatch import Impl
-from adatp_kernels.select import FIXED, PADDING
+from adatp_kernels.select import FIXED
 
 LAYERS, HEADS, GROUPS, DIM, WIDTH = 28, 28, 4, 128, 3584  # of OneVision-7B
 
 
-def layout(frames: int, text: int, paddings: Sequence[int] = (0,), tokens_per_frame: int = 49) -> PromptLayout:
-    """Prompts of one length: padding, text, a video of `frames`, a newline, `text` tokens."""
-    visual = frames * tokens_per_frame
-    rows = []
-    for padding in paddings:
-        before = 5 + max(paddings) - padding
-        around = [PADDING] * padding + [FIXED] * before
-        frame = around + [i // tokens_per_frame for i in range(visual)] + [FIXED] * (1 + text)
-        position = [0] * len(around) + [i % tokens_per_frame for i in range(visual)] + [0] * (1 + text)
-        rows.append((frame, position, [False] * (len(frame) - text) + [True] * text))
-    frame, position, is_text = (torch.tensor(column) for column in zip(*rows, strict=True))
-    return PromptLayout(frame, position, is_text, frames, tokens_per_frame)
+def layout(frames: int, text: int, videos: int = 1, *, before: int = 5, grid: tuple[int, int] = (7, 7)) -> PromptLayout:
+    """A prompt: `before` tokens, then each video of `frames` with a newline, then `text` tokens."""
+    c = grid[0] * grid[1]
+    frame, position = [FIXED] * before, [0] * before
+    for video in range(videos):
+        frame += [video * frames + i // c for i in range(frames * c)] + [FIXED]
+        position += [i % c for i in range(frames * c)] + [0]
+    rows = torch.arange(len(frame), len(frame) + text)
+    frame, position = torch.tensor(frame + [FIXED] * text), torch.tensor(position + [0] * text)
+    return PromptLayout(frame, position, rows, (frames,) * videos, grid)
 
 
 def prefill(
@@ -35,17 +33,17 @@ def prefill(
     watch: Callable[[], AbstractContextManager] = nullcontext,
 ) -> list[tuple[Tokens, object]]:
     """The tokens after every cut, and what a `watch()` around it gave. All that is random is made on the device."""
-    batch, length = layout.frame.shape
+    length = layout.length
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, dtype=torch.bfloat16, device=device)
 
-    similarity = torch.rand(batch, layout.frames, device=device) - 0.4
-    cuts = Prefill(AdaTPConfig(), LAYERS, layout, random(batch, layout.frames, 32), similarity, impl)
-    tokens = cuts.tokens(random(batch, length, WIDTH), random(1, length, DIM), random(1, length, DIM))
+    similarity = torch.rand(layout.frames, device=device) - 0.4
+    cuts = Prefill(AdaTPConfig(), LAYERS, layout, random(layout.frames, 32), similarity, impl)
+    tokens = cuts.tokens(random(1, length, WIDTH), random(1, length, DIM), random(1, length, DIM))
     after = []
     for layer in cuts.cuts:
-        query, key = random(batch, HEADS, tokens.places.rows.shape[1], DIM), random(batch, GROUPS, tokens.width, DIM)
+        query, key = random(1, HEADS, tokens.places.rows.shape[1], DIM), random(1, GROUPS, tokens.width, DIM)
         with watch() as seen:
             tokens = cuts.cut(layer, tokens, query, key, DIM**-0.5)
         after.append((tokens, seen))

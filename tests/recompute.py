@@ -12,8 +12,7 @@ def kept_tokens(sample: Sample, prompt: int, padding: int = 0) -> list[Tensor]:
     result = []
     for layer in range(len(sample.kept)):
         mask = torch.ones(prompt, dtype=torch.bool)
-        begin = sample._begin
-        mask[begin : begin + sample.visual_tokens] = sample.kept_mask(layer).flatten()
+        mask[padding + sample._visual] = sample.kept_mask(layer).flatten()
         result.append(everything[mask[padding:]])
     return result
 

@@ -1,18 +1,17 @@
 import pytest
 import torch
 from transformers import DynamicCache, StaticCache
+from transformers.cache_utils import DynamicLayer
 
-from adatp.cache import PrunedLayer, check_cache, put_layer
+from adatp.cache import PrunedLayer, PrunedStaticLayer, check_cache, fill_layer
 
 KEPT = torch.tensor([[True, True, True], [False, True, True]])
 
 
 def filled(kept=KEPT, new=0):
     """A layer with 3 of a prompt's 5 tokens and `new` more."""
-    layer = PrunedLayer(prompt_length=5, kept_length=3, kept=kept)
     keys = torch.arange(2.0 * (3 + new)).view(2, 1, 3 + new, 1)
-    layer.update(keys, keys)
-    return layer
+    return PrunedLayer(5, keys, keys, kept, tail=new)
 
 
 def test_tokens_without_a_mask_of_this_layer_are_refused():
@@ -103,22 +102,100 @@ def test_decode_mask_of_an_unpadded_layer_ignores_the_prompts_padding():
     assert filled(kept=None).decode_mask(own, 1, "sdpa").all()
 
 
-@pytest.mark.parametrize("cache", [None, DynamicCache()])
-def test_a_dynamic_cache_is_accepted(cache):
-    check_cache(cache)
+class Quantised(DynamicLayer):
+    """A growing layer whose keys cannot be moved as they are, like Hugging Face's quantised ones."""
+
+
+def config(sdpa):
+    return sdpa.model.config.text_config
+
+
+def test_caches_that_hold_a_length_a_layer_are_accepted(sdpa):
+    for cache in (None, DynamicCache(), DynamicCache(config=config(sdpa)), StaticCache(config(sdpa), 8)):
+        check_cache(cache, "sdpa")
 
 
 def test_other_caches_are_refused(sdpa):
     with pytest.raises(TypeError, match="needs a DynamicCache"):
-        check_cache(StaticCache(config=sdpa.model.config.text_config, max_cache_len=8))
+        check_cache(DynamicCache(config=config(sdpa), offloading=True), "sdpa")
     with pytest.raises(TypeError, match="needs a DynamicCache"):
-        check_cache(DynamicCache(config=sdpa.model.config.text_config, offloading=True))
+        check_cache(object(), "sdpa")
+    quantised = DynamicCache()
+    quantised.layers.append(Quantised())
+    with pytest.raises(TypeError, match="Quantised"):
+        check_cache(quantised, "sdpa")
+    with pytest.raises(TypeError, match="use sdpa"):
+        check_cache(StaticCache(config(sdpa), 8), "flash_attention_2")
 
 
-def test_put_layer_grows_a_cache_made_without_a_config(sdpa):
-    lazy, eager = DynamicCache(), DynamicCache(config=sdpa.model.config.text_config)
-    for cache in (lazy, eager):
-        layer = PrunedLayer(5, 3, None)
-        put_layer(cache, 0, layer)
-        assert cache.layers[0] is layer
-    assert len(eager.layers) == 16
+def part(length, value):
+    keys = torch.full((1, 2, length, 4), float(value))
+    return keys, -keys
+
+
+def test_filling_moves_a_single_prompt_without_a_copy():
+    cache, (keys, values) = DynamicCache(), part(3, 1)
+    fill_layer(cache, 0, [part(5, 1)], 5, 0, pruned=False)
+    fill_layer(cache, 1, [(keys, values)], 5, 0, pruned=True)
+    assert cache.layers[1].keys is keys
+    assert cache.layers[1].values is values
+    assert cache.layers[1].kept is None
+    assert [layer.get_seq_length() for layer in cache.layers] == [5, 3]
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_filling_with_prompts_of_other_lengths(sdpa, static):
+    """Prompts of 5 and 4 tokens of which 3 and 1 are left."""
+    cache = StaticCache(config(sdpa), 8) if static else DynamicCache()
+    fill_layer(cache, 0, [part(5, 1), part(4, 2)], 5, 0, pruned=False)
+    fill_layer(cache, 1, [part(3, 1), part(1, 2)], 5, 0, pruned=True)
+    whole, pruned = cache.layers[:2]
+    assert whole.keys[:, 0, :5, 0].tolist() == [[1, 1, 1, 1, 1], [0, 2, 2, 2, 2]]
+    assert whole.get_seq_length() == 5
+    own = torch.ones(2, 1, 1, 8 if static else 6, dtype=torch.bool)
+    own[1, ..., 0] = False
+    if static:
+        own[..., 6:] = False
+        assert pruned.keys[:, 0, :6, 0].tolist() == [[0, 0, 1, 1, 1, 0], [0, 0, 0, 0, 2, 0]]
+        assert pruned.get_seq_length() == 5, "slots as in an unpruned layer"
+        expected = [[0, 0, 1, 1, 1, 1, 0, 0], [0, 0, 0, 0, 1, 1, 0, 0]]
+    else:
+        assert pruned.keys[:, 0, :, 0].tolist() == [[1, 1, 1], [0, 0, 2]]
+        expected = [[1, 1, 1, 1], [0, 0, 1, 1]]
+    assert pruned.decode_mask(own, 1, "sdpa")[:, 0, 0].int().tolist() == expected
+    assert (pruned.decode_mask(additive(own), 1, "eager")[:, 0, 0] == 0).int().tolist() == expected
+
+
+def test_a_static_layer_keeps_its_buffers(sdpa):
+    """Compiled code knows them by their address."""
+    cache = StaticCache(config(sdpa), 8)
+    fill_layer(cache, 0, [part(5, 1)], 5, 0, pruned=True)
+    layer = cache.layers[0]
+    assert type(layer) is PrunedStaticLayer
+    before = [t.data_ptr() for t in (layer.keys, layer.values, layer.visible, layer.cumulative_length)]
+    cache.reset()
+    assert layer.visible.all()
+    fill_layer(cache, 0, [part(2, 3)], 4, 0, pruned=True)
+    assert cache.layers[0] is layer
+    assert [t.data_ptr() for t in (layer.keys, layer.values, layer.visible, layer.cumulative_length)] == before
+    assert layer.visible.int().tolist() == [[0, 0, 1, 1, 1, 1, 1, 1]]
+    assert layer.keys[0, 0, :, 0].tolist() == [0, 0, 3, 3, 0, 0, 0, 0]
+
+
+def test_a_static_layer_without_a_mask_of_its_own_is_refused(sdpa):
+    cache = StaticCache(config(sdpa), 8)
+    fill_layer(cache, 0, [part(5, 1)], 5, 0, pruned=True)
+    with pytest.raises(RuntimeError, match="only be continued while AdaTP is applied"):
+        cache.update(*part(1, 1), 0)
+    cache.reset()
+    cache.update(*part(1, 1), 0)
+
+
+def test_reordering_a_static_layer_moves_what_can_be_seen(sdpa):
+    cache = StaticCache(config(sdpa), 8)
+    fill_layer(cache, 0, [part(5, 1), part(2, 2)], 5, 0, pruned=True)
+    layer, address = cache.layers[0], cache.layers[0].visible.data_ptr()
+    layer.reorder_cache(torch.tensor([1, 0]))
+    assert layer.visible[:, :5].int().tolist() == [[0, 0, 0, 1, 1], [1, 1, 1, 1, 1]]
+    assert layer.visible.data_ptr() == address
+    assert layer.keys[:, 0, 4, 0].tolist() == [2, 1]

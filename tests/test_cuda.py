@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(interpreted(), reason="the interpreter is on, and runs the kernels on the host"),
 ]
 
-BATCHES = pytest.mark.parametrize("paddings", [(0,), (0, 9)], ids=["one prompt", "padded batch"])
+VIDEOS = pytest.mark.parametrize("videos", [1, 2], ids=["one video", "two videos"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 
 
@@ -41,8 +41,8 @@ def waiting(mode):
         torch.cuda.set_sync_debug_mode(before)
 
 
-@BATCHES
-def test_nothing_waits_for_the_gpu_but_the_one_read(monkeypatch, paddings):
+@VIDEOS
+def test_nothing_waits_for_the_gpu_but_the_one_read(monkeypatch, videos):
     reads = []
     read = Prefill._read
 
@@ -52,18 +52,18 @@ def test_nothing_waits_for_the_gpu_but_the_one_read(monkeypatch, paddings):
             return read(self, keep, segment)
 
     monkeypatch.setattr(Prefill, "_read", may_wait)
-    prompts = layout(8, 23, paddings)
+    prompt = layout(8, 23, videos)
     one = torch.ones(1, device="cuda")
     with waiting("error"):
         with pytest.raises(RuntimeError, match="synchronizing"):
             one.item()
-        after = prefill(prompts, "cuda")
+        after = prefill(prompt, "cuda")
     assert reads == [1]
-    assert after[-1][0].width < after[0][0].width < prompts.frame.shape[1], "and it was a pruned prefill"
+    assert after[-1][0].width < after[0][0].width < prompt.length, "and it was a pruned prefill"
 
 
-@BATCHES
-def test_a_later_cut_is_at_most_four_kernels(paddings):
+@VIDEOS
+def test_a_later_cut_is_at_most_four_kernels(videos):
     @contextmanager
     def launches():
         names = []
@@ -74,15 +74,15 @@ def test_a_later_cut_is_at_most_four_kernels(paddings):
         on_gpu = [event.name for event in profiled.events() if event.device_type == DeviceType.CUDA]
         names += [name for name in on_gpu if not name.lower().startswith(("memcpy", "memset"))]
 
-    prompts = layout(8, 23, paddings)
-    prefill(prompts, "cuda")  # compiles
-    _, *later = (names for _, names in prefill(prompts, "cuda", watch=launches))
+    prompt = layout(8, 23, videos)
+    prefill(prompt, "cuda")  # compiles
+    _, *later = (names for _, names in prefill(prompt, "cuda", watch=launches))
     assert max(map(len, later)) > 0, "the profiler sees no kernel, or no later cut drops anything"
     assert [names for names in later if len(names) > 4] == []
 
 
-@BATCHES
-def test_prompts_of_other_lengths_compile_nothing_new(monkeypatch, paddings):
+@VIDEOS
+def test_prompts_of_other_lengths_compile_nothing_new(monkeypatch, videos):
     kernels = (
         score_triton.normaliser_kernel,
         score_triton.column_kernel,
@@ -95,11 +95,11 @@ def test_prompts_of_other_lengths_compile_nothing_new(monkeypatch, paddings):
     def compiled():
         return {kernel.__name__: len(kernel.device_caches[torch.cuda.current_device()][0]) for kernel in kernels}
 
-    prefill(layout(8, 24, paddings), "cuda")
+    prefill(layout(8, 24, videos), "cuda")
     first = compiled()
     assert min(first.values()) > 0
     for frames, text in ((9, 24), (8, 25), (11, 37)):
-        prefill(layout(frames, text, paddings), "cuda")
+        prefill(layout(frames, text, videos), "cuda")
         torch.cuda.synchronize()
         assert compiled() == first, f"{frames} frames, {text} text tokens"
 

@@ -9,16 +9,17 @@ import oracle
 import pytest
 import torch
 from conftest import make_inputs
+from random_prefill import layout as random_layout
 from recompute import kept_tokens, prompt_embeds, recompute
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import adatp
 from adatp import prefill as prefill_module
-from adatp.prefill import Plan, Prefill, PromptLayout
+from adatp.prefill import Plan, Prefill
 from adatp_kernels import compact_triton, score_triton, select_triton
 from adatp_kernels.dispatch import interpreted
-from adatp_kernels.select import FIXED, PADDING, segment_begins
+from adatp_kernels.select import FIXED, segment_begins
 
 IMPL = "triton" if interpreted() else "reference"
 
@@ -83,84 +84,80 @@ def test_every_layer_keeps_what_the_oracle_keeps(small, config):
         assert torch.equal(kept[layer], kept[last + 1])
 
 
-def layout_of(frames, c, before, after, padding):
-    """One prompt: padding, text, a video of `frames`, a newline, text."""
-    visual = frames * c
-    frame = [PADDING] * padding + [FIXED] * before + [i // c for i in range(visual)] + [FIXED] * after
-    position = [0] * (padding + before) + [i % c for i in range(visual)] + [0] * after
-    text = [False] * (padding + before + visual + 1) + [True] * (after - 1)
-    return frame, position, text
-
-
-@pytest.fixture
-def layout():
-    """Two prompts of 60 tokens with 5 frames of 9 tokens, the second padded on the left."""
-    columns = zip(layout_of(5, 9, 4, 11, 0), layout_of(5, 9, 2, 8, 5), strict=True)
-    frame, position, text = (torch.tensor(pair) for pair in columns)
-    return PromptLayout(frame, position, text, frames=5, tokens_per_frame=9)
+@pytest.fixture(params=[1, 2], ids=["one video", "two videos"])
+def layout(request):
+    """A prompt with 6 frames of 9 tokens, in one video or in two."""
+    return random_layout(6 // request.param, 10, request.param, before=4, grid=(3, 3))
 
 
 def run(prefill, layout, device):
     """All cuts on random tensors; the tokens after each."""
     torch.manual_seed(0)
-    length = layout.frame.shape[1]
 
     def random(*shape):
-        return torch.randn(*shape).to(device)
+        return torch.randn(1, *shape).to(device)
 
-    tokens = prefill.tokens(random(2, length, 6), random(1, length, 4), random(1, length, 4))
+    tokens = prefill.tokens(*(random(layout.length, width) for width in (6, 4, 4)))
     after = []
     for layer in prefill.cuts:
         rows = tokens.places.rows.shape[1]
-        tokens = prefill.cut(layer, tokens, random(2, 4, rows, 4), random(2, 2, tokens.width, 4), 0.5)
+        tokens = prefill.cut(layer, tokens, random(4, rows, 4), random(2, tokens.width, 4), 0.5)
         after.append(tokens)
     return after
 
 
 def make(layout, device="cpu", impl=IMPL, **settings):
     torch.manual_seed(1)
-    features = torch.randn(2, 5, 8)
-    features[:, 1] = features[:, 0]
+    features = torch.randn(6, 8)
+    features[1] = features[0]
     config = adatp.AdaTPConfig(last=4, **settings)
-    return Prefill(config, 12, layout, features.to(device), torch.rand(2, 5).sub(0.4).to(device), impl)
+    return Prefill(config, 12, layout, features.to(device), torch.rand(6).sub(0.4).to(device), impl)
 
 
 def test_what_travels_with_a_token_stays_with_it(layout):
     prefill = make(layout)
     first, *_, last = after = run(prefill, layout, "cpu")
     torch.manual_seed(0)
-    hidden, cos, sin = torch.randn(2, 60, 6), torch.randn(1, 60, 4), torch.randn(1, 60, 4)
-    assert last.width < first.width < 60
+    hidden, cos, sin = (torch.randn(1, layout.length, width) for width in (6, 4, 4))
+    assert last.width < first.width < layout.length
+    fixed = (layout.frame == FIXED).nonzero().flatten()
     for tokens in after:
-        for b in range(2):
-            real = tokens.origin[b, tokens.padding[b] :]
-            assert real.diff().min() > 0, "order is kept"
-            assert torch.equal(tokens.hidden[b, tokens.padding[b] :], hidden[b, real])
-            assert torch.equal(tokens.cos[b, tokens.padding[b] :], cos[0, real])
-            assert torch.equal(tokens.sin[b, tokens.padding[b] :], sin[0, real])
-            assert torch.equal(tokens.position[b, tokens.padding[b] :], layout.position[b, real])
-            fixed = (layout.frame[b] == FIXED).nonzero().flatten()
-            assert set(fixed.tolist()) <= set(real.tolist()), "text and newline always stay"
-            assert (tokens.segment[b, : tokens.padding[b]] == PADDING).all()
+        origin = tokens.origin[0]
+        assert origin.diff().min() > 0, "order is kept"
+        assert torch.equal(tokens.hidden, hidden[:, origin])
+        assert torch.equal(tokens.cos, cos[:, origin])
+        assert torch.equal(tokens.sin, sin[:, origin])
+        assert torch.equal(tokens.position[0], layout.position[origin])
+        assert set(fixed.tolist()) <= set(origin.tolist()), "text and newline always stay"
 
 
 def test_rows_always_point_at_the_text_after_the_video(layout):
-    prefill = make(layout)
-    for tokens in run(prefill, layout, "cpu"):
-        rows = tokens.places.rows
-        for b in range(2):
-            found = tokens.origin[b, rows[b][rows[b] >= 0]].sort().values
-            assert torch.equal(found, layout.text[b].nonzero().flatten())
+    for tokens in run(make(layout), layout, "cpu"):
+        assert torch.equal(tokens.origin[0, tokens.places.rows[0]], layout.rows)
+
+
+def test_columns_are_as_few_as_can_be(layout):
+    for tokens in run(make(layout), layout, "cpu"):
+        start, stop = tokens.places.columns
+        outside = torch.cat([tokens.segment[0, :start], tokens.segment[0, stop:]])
+        assert (outside == FIXED).all()
+        assert start == 4
+        assert stop == tokens.width - 11, "the text after the video, and its newline"
 
 
 def test_counts_follow_from_the_first_cut(layout):
     prefill = make(layout)
-    after = run(prefill, layout, "cpu")
-    for k, tokens in enumerate(after):
-        for b in range(2):
-            living = tokens.segment[b][tokens.segment[b] >= 0].bincount(minlength=5)
-            assert torch.equal(living, prefill.plan.kept[b, k])
-            assert tokens.counts[b] == living.sum() + (layout.frame[b] == FIXED).sum()
+    for k, tokens in enumerate(run(prefill, layout, "cpu")):
+        living = tokens.segment[tokens.segment >= 0].bincount(minlength=6)
+        assert torch.equal(living, prefill.plan.kept[k])
+        assert tokens.width == living.sum() + (layout.frame == FIXED).sum()
+
+
+def test_no_segment_holds_frames_of_two_videos():
+    layout = random_layout(3, 10, 2, grid=(3, 3))
+    prefill = Prefill(adatp.AdaTPConfig(last=4), 12, layout, torch.ones(6, 8), None, IMPL)
+    run(prefill, layout, "cpu")
+    assert prefill.plan.segment_of_frame.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("impl", ["reference", "triton"])
@@ -192,14 +189,11 @@ def test_the_one_read_is_one_transfer(layout, monkeypatch):
 
 
 def test_the_segments_stand_where_the_plan_says(layout):
-    prefill = make(layout)
-    for tokens in run(prefill, layout, "cpu"):
-        video_ends = segment_begins(torch.where(tokens.segment >= 0, tokens.segment, 0).flip(1).cummin(1).values, 1)
-        found = segment_begins(tokens.segment, 5)
+    for tokens in run(make(layout), layout, "cpu"):
+        found = segment_begins(tokens.segment, 6)
         present = found < tokens.width
         assert torch.equal(tokens.places.begin[present], found[present])
         assert (tokens.places.begin.diff(dim=1) >= 0).all()
-        assert (tokens.places.begin[:, -1:] >= video_ends).all()
 
 
 class Operations(TorchDispatchMode):
@@ -218,12 +212,11 @@ class Operations(TorchDispatchMode):
 
 def later_cuts(prefill, layout, device, watch):
     """Run all cuts, each but the first inside `watch()`; what `watch()` gave, by cut."""
-    length = layout.frame.shape[1]
-    tokens = prefill.tokens(*(torch.randn(2, length, width, device=device) for width in (6, 4, 4)))
+    tokens = prefill.tokens(*(torch.randn(1, layout.length, width, device=device) for width in (6, 4, 4)))
     watched = []
     for layer in prefill.cuts:
-        query = torch.randn(2, 4, tokens.places.rows.shape[1], 4, device=device)
-        key = torch.randn(2, 2, tokens.width, 4, device=device)
+        query = torch.randn(1, 4, tokens.places.rows.shape[1], 4, device=device)
+        key = torch.randn(1, 2, tokens.width, 4, device=device)
         with watch() as seen:
             tokens = prefill.cut(layer, tokens, query, key, 0.5)
         watched.append(seen)
@@ -288,33 +281,22 @@ def test_a_cut_that_drops_nothing_moves_nothing(layout, monkeypatch):
     monkeypatch.setattr(prefill_module, "compact", lambda *a, **k: calls.append(1) or compact(*a, **k))
     after = run(prefill, layout, "cpu")
     assert len(calls) == 1, "only the first cut, which nobody knows the counts of"
-    assert {t.width for t in after} == {60}
-
-
-def test_padding_takes_no_part_in_the_scores():
-    """A padded sample keeps what it keeps alone, whatever its padding holds."""
-    c, before, after = 9, 3, 8
-    length = before + 5 * c + after
-    random = torch.Generator().manual_seed(3)
-    features, similarity = torch.randn(1, 5, 8, generator=random), torch.rand(1, 5, generator=random) - 0.4
-    kept = []
-    for padding in (0, 6):
-        columns = layout_of(5, c, before, after, padding)
-        layout = PromptLayout(*(torch.tensor([column]) for column in columns), frames=5, tokens_per_frame=c)
-        prefill = Prefill(adatp.AdaTPConfig(last=3), 12, layout, features, similarity, IMPL)
-        random.manual_seed(4)
-        tokens = prefill.tokens(torch.zeros(1, length + padding, 2), *torch.zeros(2, 1, length + padding, 4))
-        # rows whose keys differ much in size: were padding among them, some rows would count for nothing
-        query = torch.randn(1, 2, after - 1, 4, generator=random) * 4
-        garbage = query[:, :1, :1].expand(-1, -1, padding, -1) * 10
-        key = torch.cat([garbage, torch.randn(1, 1, length, 4, generator=random)], 2)
-        kept.append(prefill.cut(2, tokens, query, key, 0.5).origin - padding)
-    assert torch.equal(*kept)
+    assert {t.width for t in after} == {layout.length}
 
 
 def test_a_segment_is_significant_only_above_the_threshold(layout):
-    features = torch.eye(5).expand(2, -1, -1)
-    similarity = torch.tensor([[0.25, 0.5, 0.75, 0.5, 0.0]]).expand(2, -1)
-    prefill = Prefill(adatp.AdaTPConfig(last=4, tau_t=0.5), 12, layout, features, similarity, IMPL)
+    similarity = torch.tensor([0.25, 0.5, 0.75, 0.5, 0.0, 0.1])
+    prefill = Prefill(adatp.AdaTPConfig(last=4, tau_t=0.5), 12, layout, torch.eye(6), similarity, IMPL)
     run(prefill, layout, "cpu")
-    assert prefill.plan.significant[0].tolist() == [False, False, True, False, False]
+    assert prefill.plan.significant.tolist() == [False, False, True, False, False, False]
+
+
+def test_other_ranks_have_a_say_before_the_selection(layout):
+    """As tensor parallelism averages the scores; here they are turned round."""
+    torch.manual_seed(1)
+    features = torch.randn(6, 8)
+    kept = []
+    for average in (None, torch.neg):
+        prefill = Prefill(adatp.AdaTPConfig(last=4), 12, layout, features, None, IMPL, average)
+        kept.append(run(prefill, layout, "cpu")[0].origin[0].tolist())
+    assert kept[0] != kept[1]

@@ -5,6 +5,7 @@ A module that defines a subclass of `Family` adds a family; nothing else has to 
 
 import importlib
 import pkgutil
+from typing import Any
 
 from torch import nn
 
@@ -16,7 +17,7 @@ for _module in pkgutil.iter_modules(__path__):
 
 def families() -> dict[str, type[Family]]:
     """Every supported family by the `model_type` of its Hugging Face configuration."""
-    return {family.model_type: family for family in Family.__subclasses__()}
+    return {family.model_type: family for family in _below(Family)}
 
 
 def family_of(model: nn.Module) -> Family:
@@ -33,3 +34,8 @@ def family_of(model: nn.Module) -> Family:
             f"{', '.join(sorted(known))}. A new family is one file in adatp/models/"
         )
     return known[model_type](model)
+
+
+def _below(family: Any) -> list[type[Family]]:
+    """Its subclasses, and theirs."""
+    return [found for direct in family.__subclasses__() for found in (direct, *_below(direct))]

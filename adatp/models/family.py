@@ -3,8 +3,8 @@
 Taken for granted, so a model must have it to become a family: a method `get_video_features` of the body, whose output
 carries the vision tower's `hidden_states`, and which the body may be handed as `mm_encoder_outputs["video"]`; decoder
 layers that are called with `position_embeddings`, `position_ids`, `attention_mask` and `past_key_values` by keyword and
-leave post-rotary keys in `past_key_values.layers[i].keys`; a SigLIP vision tower, where there is to be text relevance;
-and, for the FLOPs of the report, a decoder of Qwen2's layers.
+leave post-rotary keys in `past_key_values.layers[i].keys`; a language model that the body calls with keywords only; a
+SigLIP vision tower, where there is to be text relevance; and, for the FLOPs of the report, a decoder of Qwen2's layers.
 """
 
 from abc import ABC, abstractmethod
@@ -23,15 +23,22 @@ class Family(ABC):
         body: the module whose forward receives `input_ids` and the video.
         decoder: the language model, with `layers` and a Hugging Face `config`.
         tower: the modules that turn pixels into visual tokens; their first runs are the "tower" in timings.
+        grid: rows and columns of a frame's prunable tokens, in raster order.
     """
 
     model_type: ClassVar[str]
     body: Any
     decoder: Any
     tower: list[nn.Module]
+    grid: tuple[int, int]
 
     @abstractmethod
     def __init__(self, model: Any) -> None: ...
+
+    @classmethod
+    @abstractmethod
+    def load_processor(cls, checkpoint: str) -> Any:
+        """The processor of a checkpoint of this family, by name or path, with torchvision or without."""
 
     @property
     @abstractmethod
@@ -53,32 +60,46 @@ class Family(ABC):
         """Whether `[B, L]` prompts hold any video token."""
 
     @abstractmethod
-    def layout(self, input_ids: Tensor, attention_mask: Tensor | None) -> PromptLayout:
-        """Where the video's tokens and the text after them are.
+    def ids_of(self, embeds: Tensor) -> Tensor:
+        """The ids of prompts that came as `[B, L, D]` embeddings, as far as they say where videos and images are.
 
-        Args:
-            input_ids: `[B, L]` int64 on the host.
-            attention_mask: `[B, L]` on the host, 0 for padding; None for none.
-
-        Raises:
-            ValueError: prompts that cannot be pruned, saying why.
+        Returns:
+            `[B, L]` int64: the placeholders' ids where their embeddings are, -1 elsewhere.
         """
 
     @abstractmethod
-    def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> list[str]:
-        """The text that follows the video in each prompt, up to the end of its turn; empty where there is none."""
+    def layout(self, input_ids: Tensor) -> PromptLayout | None:
+        """Where the videos' tokens and the text after them are.
+
+        Args:
+            input_ids: `[L]` int64 on the host, a prompt without padding.
+
+        Returns:
+            None for a prompt without a video.
+
+        Raises:
+            ValueError: a prompt that cannot be pruned, saying why.
+        """
+
+    @abstractmethod
+    def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> str:
+        """What a prompt `[L]` asks about its videos; empty where it asks nothing."""
 
     @abstractmethod
     def tower_states(self, outputs: Any) -> Tensor:
         """`[videos * n, patches, D]`: the tower's layer `tower_layers - 1`, from what `get_video_features` returns."""
 
     @abstractmethod
-    def queries(self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def query_projection(self, layer: Any) -> nn.Module:
+        """The module of a decoder layer that puts out its queries, `[B, W, H * d]`, all its heads side by side."""
+
+    @abstractmethod
+    def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Post-rotary queries of a decoder layer.
 
         Args:
             layer: one of `decoder.layers`.
-            hidden: `[B, T, D]` what enters the layer.
+            projected: `[B, T, H * d]` what its query projection has put out.
             cos, sin: `[B, T, d]` rotary tables.
 
         Returns:

@@ -4,20 +4,22 @@ A video is `frames * side * side` pooled tokens in raster order and one trailing
 """
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 from adatp.models.family import Family
 from adatp.prefill import PromptLayout
-from adatp_kernels.select import FIXED, PADDING
+from adatp.processor import load_processor
+from adatp_kernels.select import FIXED
 
 
 class LlavaOnevision(Family):
     model_type = "llava_onevision"
+    trailing_tokens: ClassVar[int] = 1  # after a video's last frame, not prunable
 
     def __init__(self, model: Any) -> None:
         if not isinstance(model, LlavaOnevisionForConditionalGeneration):
@@ -33,7 +35,12 @@ class LlavaOnevision(Family):
         self.decoder = model.model.language_model
         self.tower = [model.model.vision_tower, model.model.multi_modal_projector]
         vision = self.config.vision_config
-        self.tokens_per_frame = math.ceil(vision.image_size // vision.patch_size / 2) ** 2
+        side = math.ceil(vision.image_size // vision.patch_size / 2)
+        self.grid = (side, side)
+
+    @classmethod
+    def load_processor(cls, checkpoint: str) -> Any:
+        return load_processor(checkpoint)
 
     @property
     def siglip(self) -> str | None:
@@ -57,46 +64,65 @@ class LlavaOnevision(Family):
     def has_video(self, input_ids: Tensor) -> bool:
         return bool((input_ids == self.config.video_token_id).any())
 
-    def layout(self, input_ids: Tensor, attention_mask: Tensor | None) -> PromptLayout:
-        present = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        video = (input_ids == self.config.video_token_id) & present
-        image = input_ids == self.config.image_token_id
-        frame = torch.where(present, FIXED, PADDING)
+    def ids_of(self, embeds: Tensor) -> Tensor:
+        # as the model itself finds them
+        ids = torch.full(embeds.shape[:2], -1)
+        for token in (self.config.video_token_id, self.config.image_token_id):
+            embedding = self.body.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+            ids[(embeds == embedding.to(embeds.dtype)).all(-1).cpu()] = token
+        return ids
+
+    def layout(self, input_ids: Tensor) -> PromptLayout | None:
+        is_video = input_ids == self.config.video_token_id
+        if not bool(is_video.any()):
+            return None
+        c = self.grid[0] * self.grid[1]
+        frame = torch.full_like(input_ids, FIXED)
         position = torch.zeros_like(input_ids)
-        text = torch.zeros_like(video)
-        frames = 0
-        for b in range(input_ids.shape[0]):
-            place = video[b].nonzero().flatten()
-            if place.numel() == 0:
-                continue
-            begin, count = int(place[0]), place.numel()
-            if int(place[-1]) - begin + 1 != count:
-                raise ValueError(f"sample {b} holds more than one video; only one video a prompt can be pruned")
-            n, rest = divmod(count - 1, self.tokens_per_frame)  # one newline token ends the video
+        videos: list[int] = []
+        for begin, stop in _runs(is_video):
+            n, rest = divmod(stop - begin - self.trailing_tokens, c)
             if rest or n == 0:
                 raise ValueError(
-                    f"sample {b} holds {count} video tokens, which is not frames * {self.tokens_per_frame} + 1; "
-                    "the whole video must be in one prefill (chunked prefill cannot be pruned), and only one a prompt"
+                    f"a prompt holds {stop - begin} video tokens in a row, which is not frames * {c} + "
+                    f"{self.trailing_tokens}: the whole video must be in one prefill (chunked prefill cannot be "
+                    "pruned), and text, if only a newline, between two videos"
                 )
-            index = torch.arange(n * self.tokens_per_frame)
-            frame[b, begin : begin + len(index)] = index // self.tokens_per_frame
-            position[b, begin : begin + len(index)] = index % self.tokens_per_frame
-            text[b, begin + count :] = (present & ~image)[b, begin + count :]
-            frames = max(frames, n)
-        return PromptLayout(frame, position, text, frames, self.tokens_per_frame)
+            index = torch.arange(n * c)
+            frame[begin : begin + n * c] = index // c + sum(videos)
+            position[begin : begin + n * c] = index % c
+            videos.append(n)
+        after = torch.arange(stop, len(input_ids))
+        rows = after[input_ids[stop:] != self.config.image_token_id]
+        return PromptLayout(frame, position, rows, tuple(videos), self.grid)
 
-    def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> list[str]:
+    def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> str:
+        """The text of the user's last turn, from the one with the video on; where that is empty, the text before it."""
         added = tokenizer.added_tokens_decoder
         special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
-        questions = []
-        for ids, text in zip(input_ids, layout.text, strict=True):
-            turn: list[int] = []
-            for token in ids[text].tolist():
+        placeholders = {self.config.video_token_id, self.config.image_token_id}
+
+        def pieces(ids: Tensor) -> list[str]:
+            """The text between special tokens."""
+            split: list[list[int]] = [[]]
+            for token in ids.tolist():
+                if token in placeholders:
+                    continue
                 if token in special:
-                    break
-                turn.append(token)
-            questions.append(str(tokenizer.decode(turn)).strip())
-        return questions
+                    split.append([])
+                else:
+                    split[-1].append(token)
+            return [str(tokenizer.decode(piece)) for piece in split]
+
+        visual = layout.visual
+        asked, *later = pieces(input_ids[int(visual[-1]) + 1 :])
+        turns = [asked, *(piece.removeprefix("user") for piece in later if piece.startswith("user"))]
+        before = pieces(input_ids[: int(visual[0])])[-1].removeprefix("user")
+        return next(filter(None, map(self.clean_question, [*reversed(turns), before])), "")
+
+    def clean_question(self, text: str) -> str:
+        """The question alone, of what the prompt says in its place."""
+        return text.strip()
 
     def tower_states(self, outputs: Any) -> Tensor:
         states = getattr(outputs, "hidden_states", None)
@@ -109,12 +135,21 @@ class LlavaOnevision(Family):
         selected: Tensor = states[self._feature_layer]
         return selected
 
-    def queries(self, layer: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        attention = layer.self_attn
-        query = attention.q_proj(layer.input_layernorm(hidden))
-        query = query.unflatten(-1, (-1, attention.head_dim)).transpose(1, 2)
+    def query_projection(self, layer: Any) -> nn.Module:
+        projection: nn.Module = layer.self_attn.q_proj
+        return projection
+
+    def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        query = projected.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
         rotated: Tensor = query * cos[:, None] + rotate_half(query) * sin[:, None]
         return rotated
 
     def scale(self, layer: Any) -> float:
         return float(layer.self_attn.scaling)
+
+
+def _runs(chosen: Tensor) -> list[tuple[int, int]]:
+    """Begin and end of every stretch of True in a `[L]` bool tensor."""
+    edges = torch.nn.functional.pad(chosen.int(), (1, 1)).diff()
+    begins, ends = ((edges == step).nonzero().flatten().tolist() for step in (1, -1))
+    return list(zip(begins, ends, strict=True))

@@ -1,0 +1,271 @@
+"""LLaVA-Video: LLaVA-OneVision with a newline token after every row of a frame, and the frames' times in the prompt.
+
+transformers has no class for it: the ones here are registered with its Auto classes when this module is imported. A
+video is `frames * side * (side + 1)` tokens in raster order, a newline at the end of every row, all of them prunable.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    BatchFeature,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessorPil,
+    LlavaOnevisionModel,
+    ProcessorMixin,
+)
+from transformers.utils import can_return_tuple, is_torchvision_available
+from transformers.video_utils import VideoMetadata, make_batched_videos
+
+from adatp.models.llava_onevision import LlavaOnevision
+from adatp.processor import TorchOnlyProcessor, VideoProcessor
+
+# as the model was trained with it, to the space that is missing before "Please"
+TIME_INSTRUCTION = (
+    "The video lasts for {duration} seconds, and {frames} frames are uniformly sampled from it. These frames are "
+    "located at {times}.Please answer the following questions related to this video."
+)
+_TIME_INSTRUCTION = re.compile(".+?".join(re.escape(part) for part in re.split(r"\{\w+\}", TIME_INSTRUCTION)))
+_HINT = (
+    "the prompt of this model says when its frames are: pass video_metadata=[{'fps': ..., 'frames_indices': [...], "
+    "'total_num_frames': ...}, ...], an entry a video, or set processor.add_time_instruction = False"
+)
+
+
+def pooled_side(patches: int, mode: str) -> int:
+    """Rows, and columns without the newline, of a frame of `patches` x `patches` after 2 x 2 pooling.
+
+    Raises:
+        ValueError: a `mode` other than "average", which drops an odd last row and column, and "bilinear".
+    """
+    if mode not in ("average", "bilinear"):
+        raise ValueError(f"spatial_pool_mode must be 'average' or 'bilinear', got {mode!r}")
+    return patches // 2 if mode == "average" else math.ceil(patches / 2)
+
+
+class LlavaVideoConfig(LlavaOnevisionConfig):
+    """LLaVA-OneVision's configuration and how frames are pooled.
+
+    Args:
+        spatial_pool_mode: "average" (the published models) or "bilinear".
+
+    Raises:
+        ValueError: another `spatial_pool_mode`.
+    """
+
+    model_type = "llava_video"
+
+    spatial_pool_mode: str = "average"
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        pooled_side(1, self.spatial_pool_mode)
+
+
+class LlavaVideoModel(LlavaOnevisionModel):
+    """The vision tower, the projector and the decoder without its head; images are LLaVA-OneVision's."""
+
+    config: LlavaVideoConfig
+
+    def apply_pooling(self, image_features: Tensor) -> Tensor:
+        """Features `[F, patches, D]` of F frames to `[F, side * (side + 1), D]`, a newline after every row."""
+        vision, mode = self.config.vision_config, self.config.spatial_pool_mode
+        patches = vision.image_size // vision.patch_size
+        side = pooled_side(patches, mode)
+        if mode == "average":
+            grid = image_features.transpose(1, 2).unflatten(2, (patches, patches))
+            pooled = avg_pool2d(grid, 2).permute(0, 2, 3, 1)
+        else:
+            pooled = super().apply_pooling(image_features).unflatten(1, (side, side))
+        newline = self.image_newline.to(pooled).expand(*pooled.shape[:2], 1, -1)
+        return torch.cat((pooled, newline), 2).flatten(1, 2)
+
+    @can_return_tuple
+    @functools.wraps(LlavaOnevisionModel.get_video_features, assigned=())  # `generate` goes by the parameters' names
+    def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
+        """As LLaVA-OneVision's, with `pooler_output` `[V, n * side * (side + 1), D]`.
+
+        The arguments, `hidden_states` and `return_dict` are those of `LlavaOnevisionModel`. Where a version of
+        transformers leaves the newline at a video's end to `forward`, the last token is missing here as it is there.
+        """
+        outputs = super().get_video_features(*args, **kwargs, return_dict=True)
+        # OneVision ends every video with a newline of its own, here or in `forward`: it serves as the last row's
+        outputs.pooler_output = outputs.pooler_output[:, :-1]
+        return outputs
+
+
+class LlavaVideoForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
+    """`LlavaVideoModel` and a language-modelling head."""
+
+    config: LlavaVideoConfig
+
+    def __init__(self, config: LlavaVideoConfig) -> None:
+        # past OneVision's, which would build its own body
+        super(LlavaOnevisionForConditionalGeneration, self).__init__(config)
+        self.model = LlavaVideoModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+
+class LlavaVideoProcessor(TorchOnlyProcessor):
+    """LLaVA-OneVision's processor with this model's placeholders and its time instruction.
+
+    The frames are taken as they come, none dropped or repeated. The published models were trained with up to 64
+    frames, sampled uniformly; other counts run.
+
+    Args:
+        spatial_pool_mode: as in the model's configuration.
+        add_time_instruction: tell the model, right after each video, how long it is and when its frames are, as the
+            published models were trained; `video_metadata` must then be given with the videos.
+
+    The others are `LlavaOnevisionProcessor`'s.
+
+    Raises:
+        ValueError: another `spatial_pool_mode` than "average" and "bilinear".
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        video_processor: Any = None,
+        num_image_tokens: int | None = None,
+        vision_feature_select_strategy: str | None = None,
+        chat_template: str | None = None,
+        image_token: str = "<image>",
+        video_token: str = "<video>",
+        vision_aspect_ratio: str = "anyres_max_9",
+        spatial_pool_mode: str = "average",
+        add_time_instruction: bool = True,
+    ) -> None:
+        super().__init__(
+            image_processor,
+            tokenizer,
+            video_processor,
+            num_image_tokens=num_image_tokens,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=chat_template,
+            image_token=image_token,
+            video_token=video_token,
+            vision_aspect_ratio=vision_aspect_ratio,
+        )
+        pooled_side(1, spatial_pool_mode)
+        self.spatial_pool_mode = spatial_pool_mode
+        self.add_time_instruction = add_time_instruction
+
+    @classmethod
+    def from_pretrained(cls, checkpoint: Any, **kwargs: Any) -> Any:
+        """The processor of a checkpoint, by name or path, with torchvision or without."""
+        if is_torchvision_available():
+            return super().from_pretrained(checkpoint, **kwargs)
+        settings, changes = cls.get_processor_dict(checkpoint, **kwargs)
+        video, _ = VideoProcessor.get_video_processor_dict(checkpoint, **kwargs)
+        parts = [
+            LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint, **kwargs),
+            AutoTokenizer.from_pretrained(checkpoint, **kwargs),
+            VideoProcessor(**{name: video[name] for name in ("size", "image_mean", "image_std")}),
+        ]
+        return cls.from_args_and_dict(parts, settings, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings."""
+        return {**super().to_dict(), "processor_class": "LlavaVideoProcessor"}
+
+    def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
+        """Inputs of the model, as `LlavaOnevisionProcessor` makes them.
+
+        Args:
+            images: as there.
+            text: prompts, with a `<video>` for every video.
+            videos: arrays `[n, H, W, 3]` uint8, all of n frames.
+            **kwargs: as there. `video_metadata`, one `VideoMetadata` or dict of its fields a video, tells the time of
+                each frame, `frames_indices[i] / fps` seconds, and the video's `duration` (without it,
+                `total_num_frames / fps`). The indices need not be integers.
+
+        Raises:
+            ValueError: a number of `<video>` placeholders that is not that of the videos; videos of different
+                lengths; with `add_time_instruction`, times that are missing or not one a frame.
+        """
+        # up to transformers 5.14 OneVision has a method of its own, for images and for videos of its layout
+        if images is not None and videos is None:
+            return super().__call__(images=images, text=text, **kwargs)
+        return ProcessorMixin.__call__(self, images=images, text=text, videos=videos, **kwargs)
+
+    def validate_inputs(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> None:
+        """Called on what `__call__` is given, see there."""
+        if text is not None:  # older versions of transformers do not count
+            found = sum(prompt.count(self.video_token) for prompt in ([text] if isinstance(text, str) else text))
+            given = 0 if videos is None else len(make_batched_videos(videos))
+            if found != given:
+                raise ValueError(f"the prompts hold {found} {self.video_token} for {given} videos; one each is needed")
+        super().validate_inputs(images=images, text=text, videos=videos, **kwargs)
+
+    def replace_video_token(self, video_inputs: Any, video_idx: int, **_: Any) -> str:
+        """The placeholders of one of the videos in `video_inputs`."""
+        side = pooled_side(math.isqrt(self.num_image_tokens), self.spatial_pool_mode)
+        frames = len(video_inputs["pixel_values_videos"][video_idx])
+        return str(self.video_token) * (frames * side * (side + 1))
+
+    def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        # Hugging Face's video processor returns the metadata of what it has sampled itself; ours takes all it is given
+        processed, replacements = super()._process_videos(videos, **{**kwargs, "return_metadata": True})
+        if not self.add_time_instruction:
+            return processed, replacements
+        metadata = processed.get("video_metadata", kwargs.get("video_metadata")) or []
+        metadata = [metadata] if isinstance(metadata, Mapping) else metadata
+        if len(metadata) != len(replacements):
+            raise ValueError(f"got {len(replacements)} videos and the video_metadata of {len(metadata)}; {_HINT}")
+        frames = [len(video) for video in processed["pixel_values_videos"]]
+        told = zip(replacements, frames, metadata, strict=True)
+        return processed, [text + _time_instruction(n, VideoMetadata(**entry)) for text, n, entry in told]
+
+
+def _time_instruction(frames: int, metadata: VideoMetadata) -> str:
+    fps, indices = metadata.fps, metadata.frames_indices
+    if fps is None or indices is None or len(indices) != frames:
+        raise ValueError(
+            f"video_metadata must hold fps and as many frames_indices as there are frames, {frames}; got fps {fps} and "
+            f"{'no' if indices is None else len(indices)} frames_indices; {_HINT}"
+        )
+    duration = metadata.total_num_frames / fps if metadata.duration is None else metadata.duration
+    times = ",".join(f"{index / fps:.2f}s" for index in indices)
+    return TIME_INSTRUCTION.format(duration=f"{duration:.2f}", frames=frames, times=times)
+
+
+class LlavaVideo(LlavaOnevision):
+    """The family: newlines are a further column of every frame, at places of their own like any other token."""
+
+    model_type = "llava_video"
+    trailing_tokens = 0
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        vision = self.config.vision_config
+        side = pooled_side(vision.image_size // vision.patch_size, self.config.spatial_pool_mode)
+        self.grid = (side, side + 1)
+
+    @classmethod
+    def load_processor(cls, checkpoint: str) -> Any:
+        return LlavaVideoProcessor.from_pretrained(checkpoint)
+
+    def clean_question(self, text: str) -> str:
+        """The question without the time instruction before it."""
+        return _TIME_INSTRUCTION.sub("", text).strip()
+
+
+AutoConfig.register(LlavaVideoConfig.model_type, LlavaVideoConfig, exist_ok=True)
+AutoModel.register(LlavaVideoConfig, LlavaVideoModel, exist_ok=True)
+AutoModelForImageTextToText.register(LlavaVideoConfig, LlavaVideoForConditionalGeneration, exist_ok=True)
+AutoProcessor.register(LlavaVideoConfig, LlavaVideoProcessor, exist_ok=True)

@@ -1,0 +1,94 @@
+"""One prompt on its way through the decoder's layers, from what enters the first cut to the last."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache
+
+from adatp.masks import causal_mask
+from adatp.models.family import Family
+from adatp.prefill import Prefill, Tokens
+
+
+@dataclass
+class PrunedPrompt:
+    """Carries a prompt's tokens from layer to layer.
+
+    Args:
+        family: the model.
+        prefill: the cuts.
+    """
+
+    family: Family
+    prefill: Prefill
+    _tokens: Tokens | None = None
+    _mask: Tensor | None = None
+    _scorer: int | None = None  # the layer whose queries are wanted ...
+    _query: Tensor | None = None  # ... what they are ...
+    _cache: Any = None  # ... and where its keys will be
+
+    def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+        """Before decoder layer `index`: cut its input, and give it what belongs to the tokens that are left.
+
+        Args:
+            index: of a layer from `config.first - 1` on, each once and in order.
+            hidden: `[1, W, D]` what the layer before it has put out.
+            kwargs: what the model would call the layer with.
+
+        Returns:
+            What to call it with instead.
+        """
+        cuts, cache = self.prefill.cuts, kwargs.get("past_key_values")
+        if self._tokens is None:
+            cos, sin = (table.to(hidden.device) for table in kwargs["position_embeddings"])
+            self._tokens = self.prefill.tokens(hidden, cos, sin)
+        else:
+            self._tokens = self._tokens.follow(hidden)
+        if index in cuts:
+            self._tokens = self._cut(index, self._tokens)
+        tokens = self._tokens
+        if index >= self.prefill.config.first:
+            kwargs = {
+                **kwargs,
+                "position_embeddings": (tokens.cos, tokens.sin),
+                "position_ids": None,  # flash attention takes gaps in them for packed sequences
+                "attention_mask": self._mask,
+            }
+        if index + 1 in cuts:
+            self._scorer = index
+            # where the caller wants no cache, the layer leaves its keys in one of ours
+            self._cache = cache if cache is not None else DynamicCache()
+            kwargs = {**kwargs, "past_key_values": self._cache}
+        return tokens.hidden, kwargs
+
+    @torch.no_grad()
+    def project(self, index: int, projected: Tensor) -> None:
+        """After the query projection of decoder layer `index`: keep the text rows' queries, if it scores a cut.
+
+        Args:
+            index: of the layer.
+            projected: `[1, W, H * d]` before the rotation.
+        """
+        if index != self._scorer:
+            return
+        assert self._tokens is not None
+        tokens, rows = self._tokens, self._tokens.places.rows[0]
+        parts = (projected, tokens.cos, tokens.sin)
+        query, cos, sin = (part.index_select(1, rows.to(part.device)).to(projected.device) for part in parts)
+        self._query = self.family.rotate(self.family.decoder.layers[index], query, cos, sin)
+
+    def _cut(self, index: int, tokens: Tokens) -> Tokens:
+        scorer = index - 1
+        layer = self.family.decoder.layers[scorer]
+        if self._query is None:
+            raise RuntimeError(
+                f"the query projection of decoder layer {scorer} did not run as a module, so the layer cannot score: "
+                "was it replaced after apply()? Call remove(), change the model, and apply() again"
+            )
+        device, key = tokens.hidden.device, self._cache.layers[scorer].keys
+        cut = self.prefill.cut(index, tokens, self._query.to(device), key.to(device), self.family.scale(layer))
+        self._query = None
+        self._mask = causal_mask(cut.hidden, self.family.decoder.config._attn_implementation)
+        return cut
