@@ -6,6 +6,7 @@ import torch
 from flash import use_flash
 from operators import Operators, runnable
 from sample_video import sample_video
+from small_llava_video import small_llava_video
 
 from adatp.builtin import load_builtin
 
@@ -47,6 +48,14 @@ def small(request):
     builtin = load_builtin(image_size=84, layers=16)
     use_flash(builtin.model)
     return builtin
+
+
+@pytest.fixture(scope="session", params=["llava_onevision", "llava_video"])
+def videollm(request):
+    """A small model of each family, with sdpa: 9 and 12 tokens a frame."""
+    if request.param == "llava_video":
+        return small_llava_video()
+    return load_builtin(image_size=84, layers=16, attention="sdpa")
 
 
 @pytest.fixture(scope="session")

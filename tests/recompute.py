@@ -70,3 +70,20 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def prompt_embeds(model, inputs) -> Tensor:
     """`[B, L, D]` what enters the unpruned language model: text embeddings with the video's features in place."""
     return model(**inputs, output_hidden_states=True).hidden_states[0]
+
+
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@torch.no_grad()
+def check_sequence(model, prompt: Tensor, sample: Sample, tokens: Tensor, logits: Tensor, padding: int = 0) -> None:
+    """Hold generated `[t]` tokens' `[t, V]` logits to a recomputation after the prompt's `[L, D]` embeddings."""
+    kept = kept_tokens(sample, len(prompt), padding)
+    assert len(kept[-1]) < len(kept[0]), "something must have been dropped"
+    again = recompute(model, embeds_of(model, prompt, tokens[:-1]), kept, padding)
+    torch.testing.assert_close(logits, again[-len(tokens) :], **CLOSE)
+
+
+def embeds_of(model, prompt: Tensor, tokens: Tensor) -> Tensor:
+    """`[L, D]` of the prompt and of `[t]` tokens after it."""
+    return torch.cat([prompt, model.get_input_embeddings()(tokens)])

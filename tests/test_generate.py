@@ -3,25 +3,11 @@
 import pytest
 import torch
 from conftest import make_inputs
-from recompute import kept_tokens, prompt_embeds, recompute
+from recompute import CLOSE, check_sequence, embeds_of, kept_tokens, prompt_embeds, recompute
 
 import adatp
 
 TOKENS = 32
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-def embeds_of(model, prompt, tokens):
-    return torch.cat([prompt, model.get_input_embeddings()(tokens)])
-
-
-@torch.no_grad()
-def check_sequence(model, prompt, sample, tokens, logits, padding=0):
-    """`logits` `[t, V]` of `tokens` `[t]`, generated after the prompt `[L, D]`."""
-    kept = kept_tokens(sample, len(prompt), padding)
-    assert len(kept[-1]) < len(kept[0]), "something must have been dropped"
-    again = recompute(model, embeds_of(model, prompt, tokens[:-1]), kept, padding)
-    torch.testing.assert_close(logits, again[-len(tokens) :], **CLOSE)
 
 
 def generate(builtin, inputs, config=None, **settings):
