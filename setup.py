@@ -24,6 +24,7 @@ setup(
         "numpy>=1.26",
         "pillow>=10",
         "rich>=13",
+        "safetensors>=0.4.3",
         "sentencepiece>=0.2",  # SigLIP's tokenizer
     ],
     extras_require={
@@ -34,6 +35,7 @@ setup(
             "hypothesis>=6.100",
             "kernels",  # Hugging Face's, to prove that ours does not hide it
             "matplotlib>=3.8",
+            "psutil>=5.9",
             "pytest>=8",
             "pytest-benchmark>=4",
             "pytest-xdist>=3",

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="answer a question about a video, pruned")
     run.add_argument("video", metavar="VIDEO", help="path of a video file")
     run.add_argument("--question", required=True, help="what to ask")
-    run.add_argument("--model", metavar="ID_OR_PATH", help="LLaVA-OneVision checkpoint; default: a small built-in one")
+    run.add_argument("--model", metavar="ID_OR_PATH", help="LLaVA-OneVision or LLaVA-Video checkpoint; default: a small built-in one")
     run.add_argument("--p", type=float, default=1.0, help="compression setting, scales every ratio (default 1.0)")
     run.add_argument("--last", type=int, help="layer after which p * 12 %% stay (default N - 12)")
     run.add_argument("--frames", type=int, default=32, help="frames to sample (default 32)")
@@ -64,6 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     flops.add_argument("--text-tokens", type=int, help="prompt tokens beside the visual ones (default: the paper's)")
     flops.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     flops.set_defaults(command=_flops)
+    convert = commands.add_parser("convert", help="make a folder --model reads of an original LLaVA-Video checkpoint")
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="folder of the original checkpoint")
+    convert.add_argument("target", type=Path, metavar="TARGET", help="folder to write; absent or empty")
+    convert.add_argument("--pool", choices=("average", "bilinear"), help="of a frame's features (default: config.json's)")
+    convert.set_defaults(command=_convert)
     return parser
 
 
@@ -90,6 +95,26 @@ def _flops(arguments: argparse.Namespace) -> int:
         print(json.dumps({**settings, **flops.to_dict(), "tokens_per_layer": lengths}))
     else:
         print_flops(arguments.model, flops, lengths, visual, text_tokens)
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from transformers.utils import logging
+
+    from adatp.convert import convert
+
+    logging.set_verbosity_error()
+    columns = TextColumn("writing weights"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=None)
+        convert(
+            arguments.source,
+            arguments.target,
+            pool=arguments.pool,
+            tell=lambda done, total: progress.update(task, completed=done, total=total),
+        )
     return 0
 
 

@@ -10,7 +10,7 @@ from small_llava_video import small_llava_video
 
 from adatp.builtin import load_builtin
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # small tensors, and a test a core where several run side by side
 
 
 @pytest.fixture(scope="session")

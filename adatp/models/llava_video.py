@@ -59,7 +59,7 @@ class LlavaVideoConfig(LlavaOnevisionConfig):
     """LLaVA-OneVision's configuration and how frames are pooled.
 
     Args:
-        spatial_pool_mode: "average" (the published models) or "bilinear".
+        spatial_pool_mode: "average", as the authors evaluate, or "bilinear".
 
     Raises:
         ValueError: another `spatial_pool_mode`.

@@ -1,0 +1,662 @@
+"""Every way of decoding that `generate` has, on a model of each family.
+
+With ratios of 1 the output is the plain model's; with real ones, every generated token's logits are those of a
+recomputation without a cache, or the mode gives exactly what the mode that it speeds up gives.
+"""
+
+import threading
+from contextlib import contextmanager, nullcontext
+
+import pytest
+import torch
+from conftest import make_inputs
+from recompute import CLOSE, check_sequence, prompt_embeds
+from small_llava_video import small_llava_video
+from transformers import (
+    CompileConfig,
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    TextIteratorStreamer,
+)
+from transformers.generation.candidate_generator import CandidateGenerator
+from transformers.generation.streamers import BaseStreamer
+
+import adatp
+from adatp.builtin import load_builtin
+from adatp.cache import PrunedLayer
+
+EVERYTHING = adatp.AdaTPConfig(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
+SHALLOW = {  # six layers, for what has to be compiled
+    EVERYTHING: adatp.AdaTPConfig(last=3, start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False),
+    None: adatp.AdaTPConfig(last=3),
+}
+TOKENS = 12
+PICTURE, LONG = "What is in the picture?", "How many shots are there in this video of many colours?"
+SINGLE, PADDED = [PICTURE], [PICTURE, "And why?"]
+FAMILIES = ["llava_onevision", "llava_video"]
+
+both_ratios = pytest.mark.parametrize("config", [EVERYTHING, None], ids=["ratio 1", "pruned"])
+single_and_padded = pytest.mark.parametrize("questions", [SINGLE, PADDED], ids=["single", "padded"])
+
+
+def load(family, **settings):
+    """A small model of the family that the test may change."""
+    if family == "llava_video":
+        return small_llava_video(**settings)
+    return load_builtin(image_size=84, **{"layers": 16, **settings})
+
+
+@pytest.fixture(params=FAMILIES)
+def fresh(request):
+    return lambda **settings: load(request.param, **settings)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def eager(request):
+    return load(request.param, attention="eager")
+
+
+def applied(builtin, config=None):
+    return adatp.apply(builtin.model, builtin.processor, config, relevance=builtin.relevance)
+
+
+def plain(builtin, inputs, seed=0, **settings):
+    """What the model generates as it is now, pruned or not: always `TOKENS` tokens, greedily unless told otherwise."""
+    torch.manual_seed(seed)
+    settings = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, **settings}
+    return builtin.model.generate(**inputs, output_logits=True, return_dict_in_generate=True, **settings)
+
+
+def generate(builtin, inputs, config=None, **settings):
+    """The same of the pruned model, and its report."""
+    with applied(builtin, config) as pruned:
+        output = plain(builtin, inputs, **settings)
+        return output, pruned.report
+
+
+def only(inputs, b):
+    """One prompt of a batch, without its padding."""
+    mask = inputs["attention_mask"][b].bool()
+    return {
+        "input_ids": inputs["input_ids"][b : b + 1, mask],
+        "attention_mask": inputs["attention_mask"][b : b + 1, mask],
+        "pixel_values_videos": inputs["pixel_values_videos"][b : b + 1],
+    }
+
+
+def answers(inputs, output):
+    """`[B, t]`: the tokens after the prompts."""
+    return output.sequences[:, inputs["input_ids"].shape[1] :]
+
+
+@torch.no_grad()
+def check_logits(builtin, inputs, output, report):
+    """Every generated token's logits: of the pruned model, or where nothing was dropped, of the plain one."""
+    prompts = prompt_embeds(builtin.model, inputs)
+    sequences, samples = len(output.sequences) // len(prompts), len(report.samples) // len(prompts)
+    beams = getattr(output, "beam_indices", None)
+    for i, tokens in enumerate(answers(inputs, output)):
+        b = i // sequences
+        rows = [i] * len(tokens) if beams is None else beams[i].tolist()
+        logits = torch.stack([step[row] for step, row in zip(output.logits, rows, strict=False)])
+        assert len(logits) == len(tokens) > 0
+        sample, alone = report.samples[b * samples], only(inputs, b)
+        padding = inputs["input_ids"].shape[1] - alone["input_ids"].shape[1]
+        if sample.first_cut:
+            check_sequence(builtin.model, prompts[b], sample, tokens, logits, padding)
+            continue
+        ids = torch.cat([alone["input_ids"], tokens[None, :-1]], 1)
+        again = builtin.model(input_ids=ids, pixel_values_videos=alone["pixel_values_videos"])
+        torch.testing.assert_close(logits, again.logits[0, -len(tokens) :], **CLOSE)
+
+
+def check_against_plain_and_recomputation(builtin, inputs, config, **settings):
+    """The rule of this file. Returns the pruned model's output and report."""
+    output, report = generate(builtin, inputs, config, **settings)
+    if config is EVERYTHING and len(inputs["input_ids"]) == 1:  # batching alone changes the last bits
+        assert torch.equal(output.sequences, plain(builtin, inputs, **settings).sequences)
+    check_logits(builtin, inputs, output, report)
+    return output, report
+
+
+def same_kept(report, other):
+    assert [sample.kept for sample in report.samples] == [sample.kept for sample in other.samples]
+    for ours, theirs in zip(report.samples, other.samples, strict=True):
+        assert all(torch.equal(ours.kept_mask(layer), theirs.kept_mask(layer)) for layer in range(len(ours.kept)))
+
+
+def lengths_of(report):
+    """Slots of every layer after the prefill: those of the longest prompt."""
+    return [max(lengths) for lengths in zip(*(sample.lengths() for sample in report.samples), strict=True)]
+
+
+@contextmanager
+def watched(model):
+    """The tokens in every call of the decoder's first layer, and what every crop removes from a pruned layer."""
+    widths, crops, crop = [], [], PrunedLayer.crop
+
+    def enter(module, args, kwargs):
+        widths.append((args[0] if args else kwargs["hidden_states"]).shape[1])
+
+    def remember(layer, tokens):
+        crops.append(-tokens)
+        crop(layer, tokens)
+
+    handle = model.model.language_model.layers[0].register_forward_pre_hook(enter, with_kwargs=True)
+    PrunedLayer.crop = remember
+    try:
+        yield widths, crops
+    finally:
+        PrunedLayer.crop = crop
+        handle.remove()
+
+
+class Watch(LogitsProcessor):
+    """Keeps the ids of every step; changes nothing, or forbids what `forbid` returns for them."""
+
+    def __init__(self, forbid=None):
+        self.seen, self.forbid = [], forbid
+
+    def __call__(self, input_ids, scores):
+        self.seen.append(input_ids.clone())
+        if self.forbid is None:
+            return scores
+        return scores.scatter(1, self.forbid(input_ids), float("-inf"))
+
+
+class TestSamplingAndBeams:
+    SAMPLING = {
+        "plain": {},
+        "temperature": {"temperature": 0.6},
+        "top-p": {"temperature": 1.5, "top_p": 0.8},
+        "returns 3": {"num_return_sequences": 3},
+    }
+    BEAMS = {
+        "best": {},
+        "returns 2": {"num_return_sequences": 2},
+        "sampled": {"do_sample": True, "num_return_sequences": 3},
+    }
+
+    @both_ratios
+    @single_and_padded
+    @pytest.mark.parametrize("settings", SAMPLING.values(), ids=SAMPLING)
+    def test_sampling(self, videollm, questions, config, settings):
+        inputs = make_inputs(videollm, questions)
+        settings = {"do_sample": True, **settings}
+        output, report = check_against_plain_and_recomputation(videollm, inputs, config, **settings)
+        copies = settings.get("num_return_sequences", 1)
+        assert len(report.samples) == len(output.sequences) == copies * len(questions)
+        assert len({tuple(row.tolist()) for row in answers(inputs, output)}) == len(output.sequences)
+
+    def test_the_seed_alone_decides_what_is_sampled(self, videollm):
+        inputs = make_inputs(videollm, SINGLE)
+        first, again, other = (generate(videollm, inputs, do_sample=True, seed=seed)[0].sequences for seed in (1, 1, 2))
+        assert torch.equal(first, again)
+        assert not torch.equal(first, other)
+
+    @both_ratios
+    @single_and_padded
+    @pytest.mark.parametrize("settings", BEAMS.values(), ids=BEAMS)
+    def test_beam_search(self, videollm, questions, config, settings):
+        inputs = make_inputs(videollm, questions)
+        settings = {"num_beams": 3, **settings}
+        output, report = check_against_plain_and_recomputation(videollm, inputs, config, **settings)
+        assert len(report.samples) == 3 * len(questions), "every beam is a prompt of its own"
+        assert len(output.sequences) == settings.get("num_return_sequences", 1) * len(questions)
+        moved = output.beam_indices.diff(dim=1)
+        assert moved.any(), "beams should have been reordered"
+
+
+class Collect(BaseStreamer):
+    def __init__(self):
+        self.put_in, self.ends = [], 0
+
+    def put(self, value):
+        self.put_in.append(value)
+
+    def end(self):
+        self.ends += 1
+
+
+class TestStreamers:
+    @both_ratios
+    def test_a_streamer_gets_the_prompt_and_every_token_once(self, videollm, config):
+        inputs, streamer = make_inputs(videollm, SINGLE), Collect()
+        output, _ = check_against_plain_and_recomputation(videollm, inputs, config)
+        streamed, _ = generate(videollm, inputs, config, streamer=streamer)
+        assert torch.equal(streamed.sequences, output.sequences)
+        prompt, *tokens = streamer.put_in
+        assert torch.equal(prompt, inputs["input_ids"]), "the whole prompt, whatever was pruned"
+        assert [token.tolist() for token in tokens] == [[token] for token in answers(inputs, output)[0].tolist()]
+        assert streamer.ends == 1
+
+    @both_ratios
+    def test_text_iterator_streamer_in_another_thread(self, videollm, config):
+        inputs, tokenizer = make_inputs(videollm, SINGLE), videollm.processor.tokenizer
+        expected, expected_report = generate(videollm, inputs, config)
+        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, timeout=60)
+        with applied(videollm, config) as pruned:
+            thread = threading.Thread(target=plain, args=(videollm, inputs), kwargs={"streamer": streamer})
+            thread.start()
+            text = "".join(streamer)
+            thread.join()
+            assert text == tokenizer.decode(answers(inputs, expected)[0])
+            same_kept(pruned.report, expected_report)
+            with pytest.raises(RuntimeError, match="run the model first"):
+                _ = pruned.thread_report  # this thread has run nothing
+
+
+class TestProcessorsAndCriteria:
+    @both_ratios
+    @single_and_padded
+    @pytest.mark.parametrize(
+        "settings", [{"repetition_penalty": 3.0}, {"no_repeat_ngram_size": 2}], ids=lambda s: [*s][0]
+    )
+    def test_of_transformers(self, videollm, questions, config, settings):
+        inputs = make_inputs(videollm, questions)
+        output, _ = check_against_plain_and_recomputation(videollm, inputs, config, **settings)
+        assert not torch.equal(output.sequences, generate(videollm, inputs, config)[0].sequences)
+
+    @both_ratios
+    @single_and_padded
+    def test_a_processor_sees_the_whole_prompt(self, videollm, questions, config):
+        """One that forbids the last token, and so whatever the model would repeat."""
+        inputs, watch = make_inputs(videollm, questions), Watch(forbid=lambda ids: ids[:, -1:])
+        output, _ = check_against_plain_and_recomputation(
+            videollm, inputs, config, logits_processor=LogitsProcessorList([watch])
+        )
+        for step, seen in enumerate(watch.seen[:TOKENS]):
+            assert torch.equal(seen, output.sequences[:, : inputs["input_ids"].shape[1] + step])
+        assert (answers(inputs, output).diff() != 0).all()
+
+    @both_ratios
+    @single_and_padded
+    def test_stopping_criteria(self, videollm, questions, config):
+        """Each sample stops after its first token, five of them later, and pads on."""
+        inputs = make_inputs(videollm, questions)
+        length = inputs["input_ids"].shape[1]
+
+        class After(StoppingCriteria):
+            def __call__(self, input_ids, scores, **kwargs):
+                assert torch.equal(input_ids[:, :length], inputs["input_ids"])
+                return torch.tensor([input_ids.shape[1] - length >= 3 + 5 * b for b in range(len(input_ids))])
+
+        stop = {"stopping_criteria": StoppingCriteriaList([After()])}
+        output, _ = generate(videollm, inputs, config, **stop)
+        whole, report = generate(videollm, inputs, config)
+        check_logits(videollm, inputs, whole, report)
+        assert answers(inputs, output).shape[1] == 3 + 5 * (len(questions) - 1)
+        for b, (stopped, row) in enumerate(zip(answers(inputs, output), answers(inputs, whole), strict=True)):
+            assert torch.equal(stopped[: 3 + 5 * b], row[: 3 + 5 * b])
+            assert (stopped[3 + 5 * b :] == videollm.model.generation_config.pad_token_id).all()
+        if config is EVERYTHING and questions == SINGLE:
+            assert torch.equal(output.sequences, plain(videollm, inputs, **stop).sequences)
+
+
+@both_ratios
+def test_three_hundred_tokens(videollm, config):
+    inputs, cache = make_inputs(videollm, SINGLE), DynamicCache(config=videollm.model.config.text_config)
+    lengths = []
+
+    def look(input_ids, scores):
+        lengths.append([layer.get_seq_length() for layer in cache.layers])
+        return scores
+
+    settings = {"max_new_tokens": 300, "min_new_tokens": 300}
+    output, report = generate(videollm, inputs, config, past_key_values=cache, logits_processor=[look], **settings)
+    check_logits(videollm, inputs, output, report)
+    if config is EVERYTHING:
+        assert torch.equal(output.sequences, plain(videollm, inputs, **settings).sequences)
+    assert lengths == [[length + step for length in lengths_of(report)] for step in range(300)]
+    assert (lengths[0][0] > lengths[0][-1]) == (config is None)
+
+
+class Script(CandidateGenerator):
+    """Proposes what it is told to, of every token after the prompt, three at a time."""
+
+    def __init__(self, length, tokens):
+        self.length, self.tokens = length, tokens
+
+    def get_candidates(self, input_ids, **kwargs):
+        done = input_ids.shape[1] - self.length
+        return torch.cat([input_ids, self.tokens[None, done : min(done + 3, TOKENS - 1)]], 1), None
+
+    def update_candidate_strategy(self, input_ids, scores, num_matches):
+        pass
+
+
+def follow(monkeypatch, builtin, inputs, tokens):
+    """Let the model's drafts be `tokens`."""
+    script = Script(inputs["input_ids"].shape[1], tokens)
+    monkeypatch.setattr(builtin.model, "_get_candidate_generator", lambda **kwargs: script, raising=True)
+
+
+class TestPromptLookup:
+    @both_ratios
+    def test_gives_what_greedy_gives(self, videollm, config):
+        inputs, settings = make_inputs(videollm, SINGLE), {"max_new_tokens": 40, "min_new_tokens": 40}
+        greedy, expected = generate(videollm, inputs, config, **settings)
+        check_logits(videollm, inputs, greedy, expected)
+        with watched(videollm.model) as (widths, crops):
+            output, report = generate(videollm, inputs, config, prompt_lookup_num_tokens=4, **settings)
+        assert torch.equal(output.sequences, greedy.sequences)
+        same_kept(report, expected)
+        check_logits(videollm, inputs, output, report)
+        if config is EVERYTHING:
+            found = plain(videollm, inputs, prompt_lookup_num_tokens=4, **settings)
+            assert torch.equal(output.sequences, found.sequences)
+        drafts = sum(widths) - inputs["input_ids"].shape[1] - len(widths) + 1
+        assert widths[0] > inputs["input_ids"].shape[1], "the first draft should have come with the prompt"
+        assert max(widths[1:]) == 5
+        assert max(crops) > 0, "some should have been rejected"
+        assert len(widths) < 40, "and some accepted"
+        assert drafts == (40 - len(widths)) + sum(crops) // (len(report.samples[0].kept) - 2)
+
+    @both_ratios
+    @pytest.mark.parametrize("right", [0, 1, 3])
+    def test_drafts_that_come_with_the_prompt(self, videollm, config, right, monkeypatch):
+        """Of every three drafts the first `right` are what greedy gives, from the first forward on."""
+        inputs = make_inputs(videollm, SINGLE)
+        greedy, expected = generate(videollm, inputs, config)
+        tokens = answers(inputs, greedy)[0].clone()
+        wrong = torch.arange(TOKENS) % (right + 1) == right if right < 3 else torch.zeros(TOKENS, dtype=torch.bool)
+        tokens[wrong] = tokens[wrong] % 200 + 20
+        follow(monkeypatch, videollm, inputs, tokens)
+        with watched(videollm.model) as (widths, crops):
+            output, report = generate(videollm, inputs, config, prompt_lookup_num_tokens=3)
+        assert widths[:2] == [inputs["input_ids"].shape[1] + 3, 4]
+        assert crops[0] == 3 - right
+        assert len(widths) == TOKENS // (right + 1)
+        assert torch.equal(output.sequences, greedy.sequences)
+        same_kept(report, expected)
+        check_logits(videollm, inputs, output, report)
+
+    @both_ratios
+    def test_a_draft_of_placeholders(self, videollm, config, monkeypatch):
+        """Prompt lookup copies from the prompt, which is mostly video; once the prompt is read they are tokens."""
+        inputs = make_inputs(videollm, SINGLE)
+        greedy, expected = generate(videollm, inputs, config)
+        tokens = answers(inputs, greedy)[0].clone()
+        tokens[6:9] = videollm.model.config.video_token_id
+        follow(monkeypatch, videollm, inputs, tokens)
+        assert torch.equal(
+            plain(videollm, inputs, prompt_lookup_num_tokens=3).sequences, plain(videollm, inputs).sequences
+        ), "the plain model takes them"
+        output, report = generate(videollm, inputs, config, prompt_lookup_num_tokens=3)
+        assert torch.equal(output.sequences, greedy.sequences)
+        same_kept(report, expected)
+
+
+class TestAssistant:
+    @both_ratios
+    @pytest.mark.parametrize("prune", [False, True], ids=["plain assistant", "pruned assistant"])
+    @pytest.mark.parametrize("seed", [2, 5], ids=["same weights", "other weights"])
+    def test_gives_what_greedy_gives(self, videollm, config, prune, seed):
+        assistant = load(videollm.model.config.model_type, seed=seed)
+        inputs = make_inputs(videollm, SINGLE)
+        greedy, expected = generate(videollm, inputs, config)
+        with applied(assistant, config) if prune else nullcontext():
+            with watched(videollm.model) as (widths, _):
+                output, report = generate(videollm, inputs, config, assistant_model=assistant.model)
+            if config is EVERYTHING:
+                assert torch.equal(output.sequences, plain(videollm, inputs).sequences)
+        assert max(widths[1:]) > 1, "it should have drafted"
+        assert torch.equal(output.sequences, greedy.sequences)
+        same_kept(report, expected)
+        check_logits(videollm, inputs, output, report)
+
+    def test_the_model_itself_is_refused(self, videollm):
+        inputs = make_inputs(videollm, SINGLE)
+        with applied(videollm), pytest.raises(ValueError, match="cannot assist itself while it is pruned"):
+            plain(videollm, inputs, assistant_model=videollm.model)
+
+    def test_early_exit_is_refused(self, videollm, monkeypatch):
+        inputs = make_inputs(videollm, SINGLE)
+        with applied(videollm):
+            with pytest.raises(ValueError, match="cannot assist itself while it is pruned"):
+                plain(videollm, inputs, assistant_early_exit=4)
+            monkeypatch.setattr(videollm.model.generation_config, "assistant_early_exit", 4)
+            with pytest.raises(ValueError, match="cannot assist itself while it is pruned"):
+                plain(videollm, inputs)
+
+
+def static(builtin, size=220):
+    return StaticCache(config=builtin.model.config.text_config, max_cache_len=size)
+
+
+class TestStaticCache:
+    @both_ratios
+    @pytest.mark.parametrize("given", [False, True], ids=["by name", "given"])
+    @single_and_padded
+    @pytest.mark.parametrize("settings", [{}, {"num_beams": 2, "num_return_sequences": 2}], ids=["greedy", "beams"])
+    def test_gives_what_a_growing_cache_gives(self, videollm, config, given, questions, settings):
+        inputs = make_inputs(videollm, questions)
+        dynamic, expected = generate(videollm, inputs, config, **settings)
+
+        def fixed():
+            return {"past_key_values": static(videollm)} if given else {"cache_implementation": "static"}
+
+        output, report = generate(videollm, inputs, config, **settings, **fixed())
+        assert torch.equal(output.sequences, dynamic.sequences)
+        assert type(output.past_key_values) is StaticCache
+        same_kept(report, expected)
+        check_logits(videollm, inputs, output, report)
+        if config is EVERYTHING and questions == SINGLE:
+            assert torch.equal(output.sequences, plain(videollm, inputs, **settings, **fixed()).sequences)
+
+    @both_ratios
+    def test_is_used_again_after_reset(self, videollm, config):
+        cache = static(videollm)
+        for question, frames in ((LONG, 10), ("Why?", 8), (PICTURE, 11)):
+            inputs = make_inputs(videollm, [question], frames=frames)
+            expected, _ = generate(videollm, inputs, config)
+            output, report = generate(videollm, inputs, config, past_key_values=cache)
+            assert torch.equal(output.sequences, expected.sequences)
+            check_logits(videollm, inputs, output, report)
+            cache.reset()
+
+    def test_after_reset_and_remove_it_is_the_plain_models(self, videollm):
+        cache, inputs = static(videollm), make_inputs(videollm, SINGLE)
+        generate(videollm, make_inputs(videollm, [LONG]), past_key_values=cache)
+        cache.reset()
+        output = plain(videollm, inputs, past_key_values=cache)
+        assert torch.equal(output.sequences, plain(videollm, inputs).sequences)
+        torch.testing.assert_close(torch.cat(output.logits), torch.cat(plain(videollm, inputs).logits), **CLOSE)
+
+    @pytest.mark.parametrize("fixed", [False, True], ids=["dynamic", "static"])
+    def test_a_pruned_one_does_not_go_on_after_remove(self, videollm, fixed):
+        inputs = make_inputs(videollm, SINGLE)
+        cache = static(videollm) if fixed else DynamicCache(config=videollm.model.config.text_config)
+        output, _ = generate(videollm, inputs, past_key_values=cache)
+        mask = torch.ones(1, output.sequences.shape[1], dtype=torch.int64)
+        with pytest.raises(RuntimeError, match="only be continued while AdaTP is applied"):
+            videollm.model.generate(output.sequences, attention_mask=mask, past_key_values=cache, max_new_tokens=2)
+
+
+def compiling():
+    """Compile decoding on the CPU too; whatever cannot be one graph is an error."""
+    config = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    config._compile_all_devices = True
+    return config
+
+
+def graphs():
+    return torch._dynamo.utils.counters["stats"]["unique_graphs"]
+
+
+class TestCompiled:
+    @pytest.fixture(autouse=True)
+    def _begin(self):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        yield
+        torch._dynamo.reset()
+
+    @both_ratios
+    def test_decoding_gives_what_it_gives_uncompiled(self, fresh, config):
+        builtin, cache = fresh(layers=6), None
+        seen = []
+        for question, frames in ((LONG, 10), ("Why?", 8)):
+            inputs = make_inputs(builtin, [question], frames=frames)
+            expected, expected_report = generate(builtin, inputs, SHALLOW[config])
+            cache = cache or static(builtin)
+            output, report = generate(
+                builtin, inputs, SHALLOW[config], past_key_values=cache, compile_config=compiling()
+            )
+            seen.append(graphs())
+            assert torch.equal(output.sequences, expected.sequences)
+            same_kept(report, expected_report)
+            check_logits(builtin, inputs, output, report)
+            if config is EVERYTHING:
+                assert torch.equal(output.sequences, plain(builtin, inputs).sequences)
+            cache.reset()
+        assert seen[0] > 0, "something should have been compiled"
+        assert seen[1] == seen[0], "a prompt of another length should have found what is compiled"
+
+    @single_and_padded
+    def test_decoding_with_a_cache_by_name(self, fresh, questions):
+        builtin = fresh(layers=6)
+        inputs = make_inputs(builtin, questions)
+        expected, _ = generate(builtin, inputs, SHALLOW[None])
+        settings = {"cache_implementation": "static", "compile_config": compiling()}
+        output, report = generate(builtin, inputs, SHALLOW[None], **settings)
+        assert graphs() > 0
+        assert torch.equal(output.sequences, expected.sequences)
+        check_logits(builtin, inputs, output, report)
+
+    @both_ratios
+    def test_a_model_compiled_whole_still_prunes(self, fresh, config):
+        builtin = fresh(layers=6)
+        inputs = make_inputs(builtin, SINGLE)
+        with torch.no_grad(), applied(builtin, SHALLOW[config]) as pruned:
+            expected, expected_report = builtin.model(**inputs), pruned.report
+            output = torch.compile(builtin.model, backend="eager")(**inputs)
+            assert pruned.report is not expected_report
+            assert pruned.report.pruned
+            same_kept(pruned.report, expected_report)
+            ours, theirs = output.past_key_values, expected.past_key_values
+            assert [layer.get_seq_length() for layer in ours.layers] == [
+                layer.get_seq_length() for layer in theirs.layers
+            ]
+        torch.testing.assert_close(output.logits, expected.logits, **CLOSE)
+        if config is EVERYTHING:
+            with torch.no_grad():
+                assert torch.equal(expected.logits, builtin.model(**inputs).logits)
+        else:
+            assert output.logits.shape[1] == expected_report.samples[0].lengths()[-1] < inputs["input_ids"].shape[1]
+
+
+class TestOutputs:
+    EVERY = {"output_scores": True, "output_hidden_states": True, "output_attentions": True}
+
+    @both_ratios
+    @single_and_padded
+    def test_shapes(self, eager, questions, config):
+        inputs = make_inputs(eager, questions)
+        output, report = check_against_plain_and_recomputation(eager, inputs, config, **self.EVERY)
+        batch, length = inputs["input_ids"].shape
+        lengths, text = lengths_of(report), eager.model.config.text_config
+        for steps in (output.logits, output.scores):
+            assert [tuple(step.shape) for step in steps] == [(batch, text.vocab_size)] * TOKENS
+        prefill, *later = output.hidden_states
+        assert [tuple(h.shape) for h in prefill] == [(batch, w, text.hidden_size) for w in (length, *lengths)]
+        assert {tuple(h.shape) for step in later for h in step} == {(batch, 1, text.hidden_size)}
+        prefill, *later = output.attentions
+        heads = text.num_attention_heads
+        assert [tuple(a.shape) for a in prefill] == [(batch, heads, w, w) for w in lengths]
+        for k, step in enumerate(later, start=1):
+            assert [tuple(a.shape) for a in step] == [(batch, heads, 1, w + k) for w in lengths]
+        cache = output.past_key_values
+        # the last token has not been read
+        assert [layer.get_seq_length() for layer in cache.layers] == [w + TOKENS - 1 for w in lengths]
+        assert (len(set(lengths)) > 1) == (config is None)
+
+    def test_ratio_one_is_the_plain_models_exactly(self, eager):
+        inputs = make_inputs(eager, SINGLE)
+        output, _ = generate(eager, inputs, EVERYTHING, **self.EVERY)
+        expected = plain(eager, inputs, **self.EVERY)
+        for name in ("logits", "scores"):
+            assert all(map(torch.equal, getattr(output, name), getattr(expected, name)))
+        for name in ("hidden_states", "attentions"):
+            for ours, theirs in zip(getattr(output, name), getattr(expected, name), strict=True):
+                assert all(map(torch.equal, ours, theirs))
+
+    @both_ratios
+    def test_of_a_batch_are_those_of_each_sample(self, eager, config):
+        inputs = make_inputs(eager, PADDED)
+        output, report = generate(eager, inputs, config, **self.EVERY)
+        for b, sample in enumerate(report.samples):
+            alone, alone_report = generate(eager, only(inputs, b), config, **self.EVERY)
+            assert sample.kept == alone_report.samples[0].kept
+            close = {"atol": 1e-5, "rtol": 1e-5}
+            for together, single in zip(output.hidden_states, alone.hidden_states, strict=True):
+                for ours, theirs in zip(together, single, strict=True):
+                    torch.testing.assert_close(ours[b, -theirs.shape[1] :], theirs[0], **close)
+            for together, single in zip(output.attentions, alone.attentions, strict=True):
+                for ours, theirs in zip(together, single, strict=True):
+                    new, seen = theirs.shape[-2:]
+                    torch.testing.assert_close(ours[b, :, -new:, -seen:], theirs[0], **close)
+                    assert not ours[b, :, -new:, :-seen].any(), "nothing attends to padding"
+
+
+class TestWithoutACache:
+    @both_ratios
+    @single_and_padded
+    @pytest.mark.parametrize(
+        "settings", [{}, {"do_sample": True}, {"num_beams": 2}], ids=["greedy", "sampling", "beams"]
+    )
+    def test_gives_what_it_gives_with_one(self, videollm, config, questions, settings):
+        """Every step is a prefill of the prompt and the tokens so far, which have no say in what is kept."""
+        inputs, settings = make_inputs(videollm, questions), {**settings, "max_new_tokens": 6, "min_new_tokens": 6}
+        cached, expected = generate(videollm, inputs, config, **settings)
+        output, report = generate(videollm, inputs, config, use_cache=False, **settings)
+        assert getattr(output, "past_key_values", None) is None
+        assert torch.equal(output.sequences, cached.sequences)
+        same_kept(report, expected)
+        assert [s.lengths() for s in report.samples] == [[w + 5 for w in s.lengths()] for s in expected.samples]
+        check_logits(videollm, inputs, output, expected)
+        if config is EVERYTHING and questions == SINGLE:
+            assert torch.equal(output.sequences, plain(videollm, inputs, use_cache=False, **settings).sequences)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_half_precision(fresh, dtype):
+    builtin = fresh()
+    builtin = builtin._replace(model=builtin.model.to(dtype), relevance=builtin.relevance.to(dtype))
+    inputs = make_inputs(builtin, SINGLE).to(dtype)
+    output, _ = generate(builtin, inputs, EVERYTHING, output_hidden_states=True)
+    expected = plain(builtin, inputs)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert all(map(torch.equal, output.logits, expected.logits))
+    for questions in (SINGLE, PADDED):
+        output, report = generate(builtin, make_inputs(builtin, questions).to(dtype), output_hidden_states=True)
+        assert all(sample.first_cut for sample in report.samples)
+        assert {h.dtype for step in output.hidden_states for h in step} == {dtype}
+        assert {t.dtype for layer in output.past_key_values.layers for t in (layer.keys, layer.values)} == {dtype}
+        assert torch.cat(output.logits).isfinite().all()
+        assert answers(make_inputs(builtin, questions), output).shape[1] == TOKENS
+
+
+@both_ratios
+@single_and_padded
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_cache_bytes_are_what_the_cache_holds(fresh, dtype, questions, config):
+    builtin = fresh()
+    builtin = builtin._replace(model=builtin.model.to(dtype), relevance=builtin.relevance.to(dtype))
+    inputs = make_inputs(builtin, questions).to(dtype)
+    with torch.no_grad(), applied(builtin, config) as pruned:
+        layers = builtin.model(**inputs, use_cache=True).past_key_values.layers
+        report = pruned.report
+    tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
+    assert sum(tensor.nbytes for tensor in tensors) == report.cache_bytes
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    assert sum(storages.values()) == report.cache_bytes, "nothing larger is kept alive"
+    assert (report.cache_bytes < report.cache_bytes_full) == (config is None)
+    if config is EVERYTHING:
+        with torch.no_grad():
+            layers = builtin.model(**inputs, use_cache=True).past_key_values.layers
+        assert sum(t.nbytes for layer in layers for t in (layer.keys, layer.values)) == report.cache_bytes
