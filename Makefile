@@ -1,6 +1,7 @@
 # make demo   sets up .venv and answers a question about a real video, pruned and unpruned side by side
 # make test   sets up .venv and runs the tests; TRANSFORMERS=5.17.0 runs them on that version, in a .venv of its own
 # make bench  sets up .venv and times the kernels; JSON=FILE keeps the results
+# make memory sets up .venv and measures the peak memory of a prefill of 256 frames; JSON=FILE keeps the results
 # make lint   sets up .venv and runs ruff and mypy
 
 PYTHON ?= python3
@@ -14,7 +15,7 @@ INTERPRETED := $(addprefix tests/test_,score.py select.py compact.py operators.p
 
 QUESTION ?= What happens in the street?
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test bench memory lint clean
 
 demo: $(READY)
 	@echo "== demo: a question about a 10 s street video, with AdaTP and without"
@@ -35,6 +36,10 @@ bench: $(READY)
 	@$(if $(JSON),mkdir -p "$(dir $(JSON))")
 	$(BIN)/python -m pytest bench/bench_score.py bench/bench_select.py bench/bench_compact.py bench/bench_pruning.py \
 		-q -rfE --disable-warnings --benchmark-quiet $(if $(JSON),--benchmark-json="$(JSON)")
+
+memory: $(READY)
+	@echo "== memory: a prefill of 256 frames, pruned and not, each in a process of its own"
+	$(BIN)/python bench/memory.py $(if $(JSON),--json "$(JSON)")
 
 lint: $(READY)
 	@echo "== lint: ruff and mypy"

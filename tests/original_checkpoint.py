@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import pre_tokenizers
 from torch import Tensor
 
-LAYERS, HIDDEN, HEADS, KEY_HEADS, INNER, ROWS = 2, 48, 4, 2, 80, 264
+LAYERS, HIDDEN, HEADS, KEY_HEADS, INNER, ROWS = 4, 48, 4, 2, 80, 264
 TOWER_LAYERS, TOWER_HIDDEN, TOWER_HEADS, TOWER_INNER = 2, 32, 2, 64  # of the three layers that its config.json tells
 PATCH, SIDE = 14, 7  # an odd side, so that "average" and "bilinear" pool to different sizes
 TOWER = "model.vision_tower.vision_tower.vision_model."

@@ -5,12 +5,14 @@ import json
 import bench_compact
 import bench_score
 import bench_select
+import memory
 import pytest
 import torch
 from costs import Cost, Roofs, compact_cost, score_cost, select_cost
 from harness import Row
 from inputs import Case, biased_scores, compact_inputs, random_generator, score_inputs, select_inputs
 from results import NO_GPU, duration, goals, render, stripped
+from rich.console import Console
 from timing import DeviceClock
 
 ROOFS = Roofs(copy=1e9, matmul=1e12)
@@ -173,3 +175,15 @@ def test_the_report_names_nobody():
         "roofs": {"copy": 1e9, "matmul": 1e12},
         "not_measured": [{"group": GROUP, "provider": "eager attention", "reason": "needs 98 GB, free 12"}],
     }
+
+
+def test_memory_is_measured_row_by_row(capsys):
+    rows = [memory.run(row, 16) for row in ("unpruned", "1.0")]
+    unpruned, pruned = rows
+    assert unpruned["cache_bytes_reported"] is None
+    assert pruned["cache_bytes_reported"] == pruned["cache_bytes"] < unpruned["cache_bytes"]
+    assert min(row["peak_bytes"] for row in rows) > 0
+    Console(width=150).print(memory.table({"machine": MACHINE, "frames": 16, "rows": rows}))
+    printed = capsys.readouterr().out
+    assert "the same" in printed
+    assert f"{pruned['cache_bytes'] / unpruned['cache_bytes']:.3f}" in printed

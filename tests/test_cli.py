@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from original_checkpoint import PATCH, SIDE, write_original
 from PIL import Image
 
 from adatp.cli import main
@@ -108,6 +109,41 @@ class TestRun:
         assert code == 0
         assert result["video"]["frames"] == 3
         assert any("3 frames, fewer than the 32" in note for note in result["notes"])
+
+
+class TestLlavaVideo:
+    """From the original checkpoint to an answer."""
+
+    @pytest.fixture
+    def original(self, tmp_path):
+        write_original(tmp_path)
+        return tmp_path / "original"
+
+    def test_convert_then_run(self, capsys, bikes, original, tmp_path):
+        code, out, err = run(capsys, "convert", original, tmp_path / "converted", "--pool", "average")
+        assert (code, out) == (0, "")
+        assert "writing weights" in err
+        file = tmp_path / "overlay.png"
+        options = ("--frames", 5, "--relevance", "none", "--last", 2, "--json", "--overlay", file)
+        code, out, _ = run(capsys, "run", bikes, "--question", "Who?", "--model", tmp_path / "converted", *options)
+        report = json.loads(out)["report"]
+        assert code == 0
+        assert report["pruned"]
+        side = SIDE // PATCH // 2
+        assert report["samples"][0]["visual_tokens"] == 5 * side * (side + 1)
+        assert Image.open(file).size[0] > 0
+
+    def test_errors_are_told(self, capsys, original, tmp_path):
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "file").touch()
+        for arguments, message in (
+            ((original, tmp_path / "full"), "full"),
+            ((tmp_path / "missing", tmp_path / "new"), "missing"),
+        ):
+            code, out, err = run(capsys, "convert", *arguments)
+            assert (code, out) == (2, "")
+            assert message in err
+            assert "Traceback" not in err
 
 
 class TestErrors:

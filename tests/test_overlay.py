@@ -21,6 +21,18 @@ def test_dropped_tokens_are_veiled_and_kept_ones_untouched():
                 assert (veiled[cell] >= 200).all()
 
 
+def test_newlines_are_a_margin_on_the_right():
+    """LLaVA-Video's grids have a column more than rows."""
+    frame = np.full((30, 60, 3), 9, np.uint8)
+    kept = np.ones((3, 4), bool)
+    kept[1, 3] = False
+    drawn = veil(frame, kept)
+    assert drawn.shape == (30, 80, 3)
+    assert np.array_equal(drawn[:, :60], frame)
+    assert (drawn[:10, 60:] < 100).all()
+    assert (drawn[10:20, 60:] > 200).all()
+
+
 @pytest.mark.parametrize(
     ("config", "layers"),
     [(adatp.AdaTPConfig(), [2, 5]), (adatp.AdaTPConfig(first=4, last=4, start_ratio=0.1, end_ratio=0.1), [4])],

@@ -291,6 +291,19 @@ def test_a_segment_is_significant_only_above_the_threshold(layout):
     assert prefill.plan.significant.tolist() == [False, False, True, False, False, False]
 
 
+def test_a_prompt_goes_on_where_its_layers_are(layout):
+    """From the device of one layer to that of the next; meta tensors meet no others."""
+    prefill = make(layout, impl="reference")
+    first, second, *_ = prefill.cuts
+    tokens = prefill.tokens(*(torch.randn(1, layout.length, width) for width in (6, 4, 4)))
+    query, key = torch.randn(1, 4, 10, 4), torch.randn(1, 2, layout.length, 4)
+    tokens = prefill.cut(first, tokens, query, key, 0.5)
+    moved = tokens.follow(tokens.hidden.to("meta"))
+    after = prefill.cut(second, moved, query.to("meta"), torch.randn(1, 2, moved.width, 4, device="meta"), 0.5)
+    assert after.width < moved.width
+    assert {t.device.type for t in (after.hidden, after.cos, after.segment, after.origin)} == {"meta"}
+
+
 def test_other_ranks_have_a_say_before_the_selection(layout):
     """As tensor parallelism averages the scores; here they are turned round."""
     torch.manual_seed(1)

@@ -6,7 +6,7 @@ recomputation that drops the same tokens, and a report that says what was droppe
 
 import functools
 import inspect
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import pytest
@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import DynamicCache, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 import adatp
-from adatp.builtin import load_builtin
 from adatp.models import family_of
 from adatp.models.llava_video import TIME_INSTRUCTION
 
@@ -35,6 +34,11 @@ class Prompt(NamedTuple):
     text: str
     clips: tuple[int, ...] = ()
     images: tuple[int, ...] = ()
+
+    @property
+    def question(self) -> str:
+        """The last line of the text, where `ask` wrote it."""
+        return self.text.removesuffix(END).split("\n")[-1]
 
 
 class Answer(NamedTuple):
@@ -143,12 +147,8 @@ def hold(builtin, *prompts: Prompt):
     return report
 
 
-def takes_features(builtin) -> bool:
-    return "mm_encoder_outputs" in inspect.signature(builtin.model.forward).parameters
-
-
 def needs_features(builtin) -> None:
-    if not takes_features(builtin):
+    if "mm_encoder_outputs" not in inspect.signature(builtin.model.forward).parameters:
         pytest.skip("this transformers takes no mm_encoder_outputs")
 
 
@@ -200,7 +200,7 @@ class TestSeveralVideos:
         (sample,) = report.samples
         assert sample.videos == (FRAMES,) * count
         assert sample.visual_tokens == count * FRAMES * c, "every token of every video is prunable"
-        assert sample.question == prompt.text.removesuffix(END).split("\n")[-1]
+        assert sample.question == prompt.question
 
         ids = inputs_of(videollm, prompt)["input_ids"][0]
         end = int((ids == videollm.model.config.video_token_id).nonzero()[-1])
@@ -226,12 +226,12 @@ class TestSeveralVideos:
     @pytest.mark.parametrize("prompts", [(TWO,), (ONE, NONE, TWO)], ids=["alone", "batch"])
     def test_beams(self, videollm, prompts):
         inputs, beams = inputs_of(videollm, *prompts), {"num_beams": 2, "num_return_sequences": 2}
-        if len(prompts) == 1:
-            plain = full(videollm, inputs, **beams)
-            with keep_everything(videollm):
-                assert torch.equal(full(videollm, inputs, **beams).tokens, plain.tokens)
-        if not takes_features(videollm):
-            pytest.skip("this transformers gives the beams of a prompt with several videos one of them each")
+        plain = full(videollm, inputs, **beams)
+        with keep_everything(videollm):
+            assert torch.equal(full(videollm, inputs, **beams).tokens, plain.tokens)
+        first = plain.logits[2 * prompts.index(TWO) :, 0]
+        if not torch.allclose(first[0], first[1], atol=1e-4):
+            pytest.skip("this transformers gives the beams of a prompt with two videos one of them each, twice")
         embeds = prompt_embeds(videollm.model, inputs)
         with prune(videollm) as pruned:
             answer, report = full(videollm, inputs, **beams), pruned.report
@@ -270,7 +270,7 @@ def test_video_and_images(videollm, text, scoring_rows):
     [
         f"<|im_start|>user Who is it? <video>{END}",
         f"<|im_start|>system\nBe kind.<|im_end|><|im_start|>user <video>\nWho is it?{END}",
-        f"<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n<video>\nWho is it?<|im_end|>\n"
+        "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n<video>\nWho is it?<|im_end|>\n"
         "<|im_start|>assistant\n",
         f"<|im_start|>system\nBe kind.<|im_end|><|im_start|>user Who is it?\n<video>{END}",
         "<video>\nWho is it?",
@@ -309,7 +309,7 @@ def test_the_processors_chat_template(videollm, system):
 )
 def test_a_batch_is_each_of_its_prompts_alone(videollm, prompts):
     report = hold(videollm, *prompts)
-    assert [s.question for s in report.samples] == [p.text.split("\n")[1].removesuffix(END[:10]) for p in prompts]
+    assert [s.question for s in report.samples] == [p.question for p in prompts]
     first = report.samples[0]
     assert not any(same_kept(first, sample) for sample in report.samples[1:]), "the prompts should keep other tokens"
 
@@ -369,9 +369,9 @@ class Talk:
 def turns(builtin, inputs, lengths):
     """For each turn of a conversation: its answer, and each sample's tokens since the first prompt before it."""
     talk, prompt = Talk(builtin, inputs), inputs["input_ids"].shape[1]
-    for text, ends in zip(["", "<|im_start|>user And where?" + END, "<|im_start|>user Why?" + END], lengths, strict=True):
-        if text:
-            talk.say(text)
+    for question, ends in zip([None, "And where?", "Why?"], lengths, strict=True):
+        if question:
+            talk.say(f"<|im_start|>user {question}{END}")
         before = [ids[mask.bool()] for ids, mask in zip(talk.ids[:, prompt:], talk.mask[:, prompt:], strict=True)]
         yield talk.answer(*ends), before
 
@@ -399,18 +399,16 @@ class TestSeveralTurns:
                     assert torch.equal(same.tokens[b], expected.tokens[b])
                     torch.testing.assert_close(same.logits[b, real], expected.logits[b, real], **CLOSE)
                 assert len(prompts) > 1 or torch.equal(same.logits, expected.logits)
+        reports = []
         with prune(videollm) as pruned:
-            for turn, (answer, before) in enumerate(turns(videollm, inputs, lengths)):
-                report = pruned.report if turn == 0 else report
-                assert pruned.report is report, "a follow-up leaves the report alone"
-                for b, sample in enumerate(report.samples):
-                    tokens, logits = (part[b, : lengths[turn][b]] for part in (answer.tokens, answer.logits))
+            for ends, (answer, before) in zip(lengths, turns(videollm, inputs, lengths), strict=True):
+                reports.append(pruned.report)
+                for b, sample in enumerate(pruned.report.samples):
+                    tokens, logits = (part[b, : ends[b]] for part in (answer.tokens, answer.logits))
                     check(videollm, embeds[b], sample, tokens, logits, padding_of(inputs, b), before[b])
-        assert [s.question for s in report.samples if s.videos] == [
-            p.text.split("\n")[-2].removesuffix(END[:-12]).removesuffix("<|im_end|><|im_start|>assistant")
-            for p in prompts
-            if p.clips
-        ]
+        report = reports[0]
+        assert all(later is report for later in reports), "a follow-up leaves the report alone"
+        assert [s.question for s in report.samples] == [p.question if p.clips else None for p in prompts]
 
     def test_a_fresh_prefill_is_cut_by_the_last_question(self, videollm):
         second = Prompt(f"{ONE.text}A man.<|im_end|><|im_start|>user And where is the red block?{END}", ONE.clips)
@@ -477,11 +475,8 @@ class TestFeaturesBeforehand:
         needs_features(videollm)
         prompts = (ONE, self.OTHER)
         features = features_of(videollm, ONE)
-        for applied in (False, True):
-            with pytest.raises((ValueError, RuntimeError), match="[Vv]ideo features and video tokens do not match"):
-                if applied:
-                    with prune(videollm):
-                        full(videollm, asked_of(videollm, features, *prompts))
+        for context in (nullcontext, functools.partial(prune, videollm)):
+            with context(), pytest.raises((ValueError, RuntimeError), match="features and video tokens do not match"):
                 full(videollm, asked_of(videollm, features, *prompts))
         with prune(videollm) as pruned:
             expected = full(videollm, inputs_of(videollm, *prompts))
@@ -498,7 +493,8 @@ class TestFeaturesBeforehand:
 def embedded(builtin, *prompts: Prompt) -> dict[str, Tensor]:
     """The prompts as embeddings, with those of the placeholders in them."""
     inputs = inputs_of(builtin, *prompts)
-    return {**inputs, "inputs_embeds": builtin.model.get_input_embeddings()(inputs.pop("input_ids")).detach()}
+    embeds = builtin.model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    return {**inputs, "inputs_embeds": embeds}
 
 
 class TestEmbeddings:
@@ -602,7 +598,7 @@ def with_a_filled_cache(model, inputs):
 BAD_INPUTS = [
     (cut_after_the_video, "no text after its video"),
     (padded_on_the_right, "padded on the left only"),
-    (with_a_mask_of_four_dimensions, r"attention_mask must be \[B, L\]"),
+    (with_a_mask_of_four_dimensions, "attention_mask.* must be"),
     (with_a_filled_cache, "a video that joins a cache"),
 ]
 
@@ -612,36 +608,38 @@ class TestRefusedBeforeAnythingRuns:
 
     @contextmanager
     def refused(self, builtin, match):
-        body, inputs = builtin.model.model, inputs_of(builtin, ONE)
+        body, inputs = builtin.model.model, inputs_of(builtin, ask("Who is it? <video>\nWhat is he?", 0))
         with prune(builtin) as pruned:
             with counted(body.vision_tower, *body.language_model.layers) as runs:
                 with pytest.raises(ValueError, match=match):
                     yield builtin.model, inputs
-            full(builtin, inputs)
+            with torch.no_grad():
+                builtin.model(**inputs)
             assert pruned.report.pruned
         assert runs == [0], f"{runs[0]} modules ran before the refusal"
 
     @pytest.mark.parametrize(
-        ("name", "value", "match"),
+        ("name", "value"),
         [
-            ("prefill_chunk_size", 16, "prefill_chunk_size cannot be set"),
-            *(
-                ("cache_implementation", name, f"cache_implementation='{name}' cannot be pruned")
-                for name in ("offloaded", "quantized", "paged", "offloaded_static")
-            ),
+            ("prefill_chunk_size", 16),
+            *(("cache_implementation", name) for name in ("offloaded", "quantized", "paged", "offloaded_static")),
         ],
     )
-    @pytest.mark.parametrize("where", ["arguments", "generation_config", "model"])
-    def test_a_setting_of_generate(self, videollm, name, value, match, where, monkeypatch):
+    @pytest.mark.parametrize("where", ["arguments", "generation_config"])
+    def test_a_setting_of_generate(self, videollm, name, value, where):
         given = {name: value}
         if where == "generation_config":
-            given = {"generation_config": GenerationConfig(max_new_tokens=1)}
-            setattr(given["generation_config"], name, value)
-        with self.refused(videollm, match) as (model, inputs), monkeypatch.context() as patched:
-            if where == "model":
-                given = {}
-                patched.setattr(model.generation_config, name, value, raising=False)
+            config = GenerationConfig(max_new_tokens=1)
+            setattr(config, name, value)
+            given = {"generation_config": config}
+        with self.refused(videollm, f"{name}.* cannot be") as (model, inputs):
             model.generate(**inputs, **given)
+
+    def test_a_setting_of_the_models(self, videollm, monkeypatch):
+        with self.refused(videollm, "prefill_chunk_size cannot be set") as (model, inputs):
+            with monkeypatch.context() as patched:
+                patched.setattr(model.generation_config, "prefill_chunk_size", 16, raising=False)
+                model.generate(**inputs)
 
     @pytest.mark.parametrize(
         "name", ["generate_batch", "init_continuous_batching", "continuous_batching_context_manager"]
@@ -671,7 +669,3 @@ def test_sliding_windows_are_refused(videollm, monkeypatch):
     monkeypatch.setattr(config, "layer_types", ["full_attention"] * 8 + ["sliding_attention"] * 8)
     with pytest.raises(ValueError, match="sliding-window layers"):
         prune(videollm)
-
-
-def test_a_built_in_model_has_no_sliding_windows():
-    assert set(load_builtin(image_size=84, layers=16).model.config.text_config.layer_types) == {"full_attention"}

@@ -160,6 +160,9 @@ def test_constant_rate_is_linspace(tmp_path, total, suffix, packets_only):
         assert clip.times[0] == 0
         assert (clip.total, clip.note) == (total, None)
         assert clip.duration == pytest.approx(total / 30, abs=2e-3)
+        told = clip.metadata
+        assert [index / told["fps"] for index in told["frames_indices"]] == pytest.approx(clip.times.tolist())
+        assert told["total_num_frames"] / told["fps"] == pytest.approx(told["duration"])
 
 
 @pytest.mark.parametrize("rate", ["24", "25", "24000/1001", "30000/1001", "30", "50", "60", "120"])

@@ -1,0 +1,133 @@
+"""Peak memory of a prefill on a long video, and the bytes of its KV cache, pruned and not.
+
+    python bench/memory.py [--frames 256] [--json FILE]
+
+Each row is a process of its own, so that no row finds another's memory. On a GPU the peak is the allocator's, on a CPU
+the process's resident memory; both count from after the model is there.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import machine
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+import adatp
+from adatp.builtin import load_builtin
+
+RATIOS = ("unpruned", "2.0", "1.5", "1.0")  # p
+HEADS, LAYERS, IMAGE = 8, 18, 196  # of a LLaVA-OneVision with 49 tokens a frame
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=256, help="frames of the video (default 256)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
+    parser.add_argument("--row", choices=RATIOS, help="measure this one alone and print it as JSON")
+    arguments = parser.parse_args()
+    if arguments.row:
+        print(json.dumps(measure(arguments.row, arguments.frames)))
+        return
+    errors = Console(stderr=True)
+    rows = [run(row, arguments.frames) for row in track(RATIOS, "measuring", console=errors)]
+    result = {"machine": machine(), "frames": arguments.frames, "rows": rows}
+    Console().print(table(result))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def run(row: str, frames: int) -> dict[str, Any]:
+    """`measure` in a process of its own."""
+    command = [sys.executable, __file__, "--frames", str(frames), "--row", row]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+@torch.no_grad()
+def measure(row: str, frames: int) -> dict[str, Any]:
+    """Bytes of one prefill: its peak, its cache as it is and as the report says, and its visual tokens."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    builtin = load_builtin(image_size=IMAGE, layers=LAYERS, heads=HEADS)
+    model, relevance = builtin.model.to(device), builtin.relevance.to(device)
+    side = IMAGE // 28
+    ids = [6] * 12 + [model.config.video_token_id] * (frames * side * side + 1) + [7] * 40
+    shots = torch.randn(8, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))
+    video = shots.repeat_interleave(frames // len(shots) + 1, 0)[:frames]
+    inputs = {"input_ids": torch.tensor([ids]), "pixel_values_videos": video[None]}
+    inputs = {name: value.to(device) for name, value in inputs.items()}
+    pruning = (
+        nullcontext()
+        if row == "unpruned"
+        else adatp.apply(model, config=adatp.AdaTPConfig(p=float(row)), relevance=relevance, question="What happens?")
+    )
+    with pruning as pruned:
+        # a first, short run pays for what only a first run needs
+        short = frames // 16 * side * side
+        model(
+            input_ids=inputs["input_ids"][:, -(short + 41) :],
+            pixel_values_videos=video[None, : frames // 16].to(device),
+        )
+        before = start(device)
+        cache = model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
+        used = peak(device) - before
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    report = None if pruned is None else pruned.report
+    return {
+        "row": row,
+        "peak_bytes": used,
+        "cache_bytes": held,
+        "cache_bytes_reported": None if report is None else report.cache_bytes,
+        "flops_ratio": 1.0 if report is None else round(report.flops.ratio, 4),
+    }
+
+
+def start(device: str) -> int:
+    """Bytes in use now, from which on the peak counts."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    CLEAR.write_text("5")  # the peak begins anew
+    return peak(device)
+
+
+def peak(device: str) -> int:
+    """The most bytes in use since `start`."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
+    return 1024 * int(line.split()[1])
+
+
+def table(result: dict[str, Any]) -> Table:
+    """One line a row, with ratios to the first."""
+    where = result["machine"]
+    visual = result["frames"] * (IMAGE // 28) ** 2
+    title = (
+        f"one prefill, {result['frames']} frames, {visual} visual tokens, {LAYERS} layers of width {32 * HEADS}; "
+        f"{where['gpu'] or where['cpu']}, {where['dtype']}, torch {where['torch']}"
+    )
+    made = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("p", "peak MB", "ratio", "KV cache MB", "ratio", "as reported", "FLOPs"):
+        made.add_column(name, justify="right", no_wrap=True)
+    whole = result["rows"][0]
+    for row in result["rows"]:
+        cells = []
+        for name in ("peak_bytes", "cache_bytes"):
+            cells += [f"{row[name] / 1e6:.1f}", f"{row[name] / whole[name]:.3f}"]
+        same = row["cache_bytes_reported"] == row["cache_bytes"]
+        told = "-" if row["cache_bytes_reported"] is None else "the same" if same else "OTHER"
+        made.add_row(row["row"], *cells, told, f"{row['flops_ratio']:.1%}")
+    return made
+
+
+if __name__ == "__main__":
+    main()
