@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from original_checkpoint import PATCH, SIDE, write_original
+from original_checkpoint import SIDE, write_original
 from PIL import Image
 
 from adatp.cli import main
@@ -129,7 +129,7 @@ class TestLlavaVideo:
         report = json.loads(out)["report"]
         assert code == 0
         assert report["pruned"]
-        side = SIDE // PATCH // 2
+        side = SIDE // 2
         assert report["samples"][0]["visual_tokens"] == 5 * side * (side + 1)
         assert Image.open(file).size[0] > 0
 
