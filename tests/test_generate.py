@@ -1,5 +1,7 @@
 """Every decoded token's logits against a recomputation without any cache that drops the same tokens."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import make_inputs
@@ -105,3 +107,24 @@ def test_without_a_cache_the_prefill_is_the_same(small):
         uncached = small.model(**inputs, use_cache=False)
     assert uncached.past_key_values is None
     assert torch.equal(cached.logits, uncached.logits)
+
+
+@torch.no_grad()
+def test_nothing_is_computed_for_padding(videollm):
+    """What each layer's MLP sees of a padded batch is what the report says its prompts have left, and no slot more."""
+    inputs = make_inputs(videollm, ["What is in the picture?", "Why?", "How many shots are there in all?"])
+    assert (inputs["attention_mask"] == 0).any()
+    layers = videollm.model.model.language_model.layers
+    seen = [0] * len(layers)
+
+    def count(index, _, args):
+        seen[index] += args[0].shape[0] * args[0].shape[1]
+
+    handles = [layer.mlp.register_forward_pre_hook(partial(count, i)) for i, layer in enumerate(layers)]
+    try:
+        with adatp.apply(videollm.model, videollm.processor, relevance=videollm.relevance) as pruned:
+            videollm.model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert seen == [sum(widths) for widths in zip(*(s.lengths() for s in pruned.report.samples), strict=True)]
