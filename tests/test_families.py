@@ -113,8 +113,10 @@ def facts(folder: str) -> dict:
     from recompute import kept_tokens, prompt_embeds, recompute
 
     from adatp.builtin import Builtin, load_builtin
-    from adatp.models import toy_video
     from adatp.run import load
+
+    found = sorted(families())  # before anything here has imported the file
+    from adatp.models import toy_video
 
     onevision = load_builtin(image_size=84, layers=16)
     names = ("vision_config", "text_config", "image_token_index", "video_token_index", "image_grid_pinpoints")
@@ -147,7 +149,7 @@ def facts(folder: str) -> dict:
     video = inputs["input_ids"][0] == config.video_token_id
     kept = kept_tokens(sample, len(embeds))[-1]
     return {
-        "families": sorted(families()),
+        "families": found,
         "family": type(family_of(toy.model)).__name__,
         "loaded": [type(toy.model).__name__, type(toy.processor).__name__],
         "placeholders": int(video.sum()),

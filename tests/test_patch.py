@@ -417,6 +417,18 @@ class TestRefusals:
             with pytest.raises(ValueError, match="a pruned prefill has no gradients"):
                 sdpa.model(**sdpa_inputs)
 
+    def test_a_query_projection_replaced_since(self, sdpa, sdpa_inputs):
+        """As adapters do; queries of another layer must not stand in for its own."""
+        attention = sdpa.model.model.language_model.layers[3].self_attn
+        before, other = attention.q_proj, copy.deepcopy(attention.q_proj)
+        try:
+            with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+                attention.q_proj = other
+                with pytest.raises(RuntimeError, match="query projection of decoder layer 3 did not run"):
+                    sdpa.model(**sdpa_inputs)
+        finally:
+            attention.q_proj = before
+
     def test_copying_the_model(self, sdpa):
         with adatp.apply(sdpa.model, sdpa.processor, EVERYTHING), pytest.raises(TypeError, match="call remove"):
             copy.deepcopy(sdpa.model)

@@ -22,7 +22,7 @@ from adatp.models import family_of
 from adatp.models.llava_video import TIME_INSTRUCTION
 
 FRAMES = 6
-TOKENS = 4
+TOKENS = 3
 EVERYTHING = adatp.AdaTPConfig(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
 TIMES = {"fps": 2.0, "frames_indices": list(range(FRAMES)), "total_num_frames": FRAMES}
 END = "<|im_end|><|im_start|>assistant\n"
@@ -214,7 +214,7 @@ class TestSeveralVideos:
         segments = pruned.report.samples[0].segments
         assert [(s.start, s.stop) for s in segments] == [(0, FRAMES), (FRAMES, 2 * FRAMES), (2 * FRAMES, 3 * FRAMES)]
 
-    @pytest.mark.parametrize("order", [(TWO, ONE, NONE), (NONE, TWO, ONE), (ONE, NONE, TWO)])
+    @pytest.mark.parametrize("order", [(TWO, ONE, NONE), (NONE, ONE, TWO)])
     def test_two_and_one_and_none_in_a_batch(self, videollm, order):
         report = hold(videollm, *order)
         assert [len(s.videos) for s in report.samples] == [len(p.clips) for p in order]
