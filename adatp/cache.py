@@ -24,13 +24,13 @@ class PrunedLayer(DynamicLayer):
         kept: `[B, kept_length]` bool, False in left padding; None where no sample is padded.
     """
 
-    def __init__(self, prompt_length: int, keys: Tensor, values: Tensor, kept: Tensor | None, tail: int = 0) -> None:
-        """Take over `[B, G, W, d]` keys and values, the last `tail` of which follow the prompt."""
+    def __init__(self, prompt_length: int, keys: Tensor, values: Tensor, kept: Tensor | None, draft: int = 0) -> None:
+        """Take over `[B, G, W, d]` keys and values, the last `draft` of which follow the prompt."""
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
         self.prompt_length = prompt_length
-        self.kept_length = keys.shape[2] - tail
+        self.kept_length = keys.shape[2] - draft
         self.kept = kept
         self._masked = False  # whether the next tokens come with a mask for this layer
 
@@ -194,7 +194,7 @@ def check_cache(cache: Any, attention: str) -> None:
 
 
 def fill_layer(
-    cache: Cache, index: int, parts: Sequence[tuple[Tensor, Tensor]], length: int, tail: int, *, pruned: bool
+    cache: Cache, index: int, parts: Sequence[tuple[Tensor, Tensor]], length: int, draft: int, *, pruned: bool
 ) -> None:
     """Put the prompts of a batch into layer `index` of an empty cache.
 
@@ -203,7 +203,7 @@ def fill_layer(
         index: of the layer.
         parts: keys and values of each prompt, `[1, G, W_b, d]`.
         length: L of the whole batch, padding included.
-        tail: tokens at the end of the prompts that follow it.
+        draft: see `adatp.batch.Batch`.
         pruned: whether the layer's W_b are other than the prompts' own lengths.
     """
     counts = [keys.shape[2] for keys, _ in parts]
@@ -229,5 +229,5 @@ def fill_layer(
             cache.layers[index] = PrunedStaticLayer(layer)
         cache.layers[index].hold(keys, values, kept)
         return
-    kept = None if kept is None else kept[:, : width - tail]
-    cache.layers[index : index + 1] = [PrunedLayer(length - tail, keys, values, kept, tail)]
+    kept = None if kept is None else kept[:, : width - draft]
+    cache.layers[index : index + 1] = [PrunedLayer(length - draft, keys, values, kept, draft)]

@@ -41,7 +41,9 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="answer a question about a video, pruned")
     run.add_argument("video", metavar="VIDEO", help="path of a video file")
     run.add_argument("--question", required=True, help="what to ask")
-    run.add_argument("--model", metavar="ID_OR_PATH", help="LLaVA-OneVision or LLaVA-Video checkpoint; default: a small built-in one")
+    run.add_argument(
+        "--model", metavar="ID_OR_PATH", help="LLaVA-OneVision or LLaVA-Video checkpoint; default: a small built-in one"
+    )
     run.add_argument("--p", type=float, default=1.0, help="compression setting, scales every ratio (default 1.0)")
     run.add_argument("--last", type=int, help="layer after which p * 12 %% stay (default N - 12)")
     run.add_argument("--frames", type=int, default=32, help="frames to sample (default 32)")
@@ -64,10 +66,12 @@ def _parser() -> argparse.ArgumentParser:
     flops.add_argument("--text-tokens", type=int, help="prompt tokens beside the visual ones (default: the paper's)")
     flops.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
     flops.set_defaults(command=_flops)
-    convert = commands.add_parser("convert", help="make a folder --model reads of an original LLaVA-Video checkpoint")
+    convert = commands.add_parser("convert", help="an original LLaVA-Video checkpoint to one that --model reads")
     convert.add_argument("source", type=Path, metavar="SOURCE", help="folder of the original checkpoint")
     convert.add_argument("target", type=Path, metavar="TARGET", help="folder to write; absent or empty")
-    convert.add_argument("--pool", choices=("average", "bilinear"), help="of a frame's features (default: config.json's)")
+    convert.add_argument(
+        "--pool", choices=("average", "bilinear"), help="of a frame's features (default: config.json's)"
+    )
     convert.set_defaults(command=_convert)
     return parser
 

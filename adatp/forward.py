@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
+from adatp.batch import Batch
 from adatp.cache import fill_layer
 from adatp.config import AdaTPConfig
 from adatp.models.family import Family
@@ -29,9 +30,7 @@ class PrunedForward:
     Args:
         family: the model.
         config: hyperparameters.
-        layouts: one a prompt; None for a prompt without a video, which is left alone.
-        padding: left padding of each prompt.
-        tail: tokens at the end of every prompt that a draft proposes; they neither score nor belong to the prompt.
+        batch: the prompts; one without a video is left alone.
         features: what `get_video_features` returned, or None if the forward will call it itself and set it here.
         questions: one a prompt, None where there is none; or None if there is nothing to compare them with.
         relevance: the aligned SigLIP, or None.
@@ -46,9 +45,7 @@ class PrunedForward:
         self,
         family: Family,
         config: AdaTPConfig,
-        layouts: Sequence[PromptLayout | None],
-        padding: Sequence[int],
-        tail: int,
+        batch: Batch,
         features: Any,
         questions: Sequence[str | None] | None,
         relevance: Relevance | None,
@@ -59,9 +56,7 @@ class PrunedForward:
         self.prompt: PrunedPrompt | None = None
         self._family = family
         self._config = config
-        self._layouts = layouts
-        self._padding = padding
-        self._tail = tail
+        self._batch = batch
         self._questions = questions
         self._relevance = relevance
         self._impl = impl
@@ -95,7 +90,7 @@ class PrunedForward:
 
         outputs, caches = [], []
         for b, prefill in enumerate(self._prefills()):
-            begin = self._padding[b]
+            begin = self._batch.padding[b]
             own = DynamicCache(config=config) if use_cache else None
             self.prompt = None if prefill is None else PrunedPrompt(self._family, prefill)
             output = decoder(
@@ -109,7 +104,7 @@ class PrunedForward:
             self.prompt = None
             outputs.append(output)
             caches.append(own)
-            self._samples.append(self._sample(b, prefill, length - begin - self._tail))
+            self._samples.append(self._sample(b, prefill, length - begin - self._batch.draft))
         if use_cache:
             cache = DynamicCache(config=config) if cache is None else cache
             self._fill(cache, caches, length)
@@ -123,7 +118,7 @@ class PrunedForward:
                 layer = own.layers[index]
                 parts.append((layer.keys, layer.values))
                 layer.keys = layer.values = None  # so that at no time all layers are there twice
-            fill_layer(cache, index, parts, length, self._tail, pruned=index >= self._config.first)
+            fill_layer(cache, index, parts, length, self._batch.draft, pruned=index >= self._config.first)
 
     @torch.no_grad()
     def _prefills(self) -> Iterator[Prefill | None]:
@@ -144,7 +139,9 @@ class PrunedForward:
             asked = None if questions is None else [question or "" for question in questions]
             frames, text = relevance(states, asked)  # [frames, F], [B, F]
         layers = len(self._family.decoder.layers)
-        for b, (layout, place) in enumerate(zip(self._layouts, _owners(len(frames), self._layouts), strict=True)):
+        for b, (layout, place) in enumerate(
+            zip(self._batch.layouts, _owners(len(frames), self._batch.layouts), strict=True)
+        ):
             if layout is None:
                 yield None
                 continue
@@ -160,7 +157,7 @@ class PrunedForward:
         if self._relevance is None or self._questions is None:
             self._notes.append("no aligned text encoder: every segment gets the same ratio (no global debiasing)")
             return None
-        for b, (question, layout) in enumerate(zip(self._questions, self._layouts, strict=True)):
+        for b, (question, layout) in enumerate(zip(self._questions, self._batch.layouts, strict=True)):
             if layout is not None and not question:
                 note = f"sample {b} has no question: each of its segments gets the same ratio; pass question=..."
                 self._notes.append(note)

@@ -10,26 +10,24 @@ import inspect
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adatp.cache import PrunedLayer, PrunedStaticLayer, check_cache
+from adatp.batch import Batch
+from adatp.cache import PrunedLayer, PrunedStaticLayer
 from adatp.config import AdaTPConfig
 from adatp.forward import PrunedForward
-from adatp.generation import CONTINUOUS_BATCHING, prepare
+from adatp.generation import CONTINUOUS_BATCHING, check_support, is_continued, prepare
 from adatp.models import family_of
 from adatp.models.family import Family
 from adatp.parallel import average_over_ranks
-from adatp.prefill import PromptLayout
 from adatp.prompt import PrunedPrompt
 from adatp.relevance import NoRelevanceWarning, Relevance
 from adatp.report import PruningReport, passed_through
 from adatp_kernels.dispatch import Impl, resolve
 
-SUPPORTED_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
 _MARK = "_adatp"  # attribute of a model that is being pruned
 _APPLYING = threading.Lock()
 
@@ -192,14 +190,11 @@ class Pruned:
         self._thread.forward = None
         input_ids, cache = given.get("input_ids"), given.get("past_key_values")
         features = (given.get("mm_encoder_outputs") or {}).get("video")
-        if cache is not None and cache.get_seq_length() > 0:
-            # a continuation: its prompt was pruned, its new tokens are not; decoding a single token reads nothing
-            arrives = features is not None or given.get("pixel_values_videos") is not None
-            if arrives or (input_ids is not None and input_ids.shape[1] > 1 and self._family.has_video(input_ids)):
-                raise ValueError(
-                    "a video that joins a cache which already holds tokens cannot be pruned (a cached prefix, a "
-                    "further video, or chunked prefill): give the whole prompt at once, with an empty cache"
-                )
+        arrives = features is not None or given.get("pixel_values_videos") is not None
+        if is_continued(cache, arrives=arrives):
+            # its prompt was pruned, its new tokens are not; decoding a single token reads nothing
+            if input_ids is not None and input_ids.shape[1] > 1:
+                is_continued(cache, arrives=self._family.has_video(input_ids))
             return
         self._report = self._thread.report = None
         ids: Tensor = self._family.ids_of(given["inputs_embeds"]) if input_ids is None else input_ids.cpu()
@@ -207,60 +202,38 @@ class Pruned:
             unseen = " (in inputs_embeds a video is found by its placeholders' embeddings)" if input_ids is None else ""
             self._report = self._thread.report = passed_through(f"no video in the prompt{unseen}")
             return
-        self._check(cache)
-        length = ids.shape[1]
-        padding = _left_padding(given.get("attention_mask"), length, prepared=self._thread.prompt_length is not None)
-        padding = padding or [0] * len(ids)
-        prompt_length = self._thread.prompt_length or length
-        prompts = [row[pad:prompt_length] for row, pad in zip(ids, padding, strict=True)]
-        layouts = [self._layout(row[pad:], prompt) for row, pad, prompt in zip(ids, padding, prompts, strict=True)]
+        check_support(self._family, cache)
+        self._refuse_gradients()
+        length = self._thread.prompt_length
+        mask = given.get("attention_mask")
+        batch = Batch.read(self._family, ids, mask, prompt_length=length, prepared=length is not None)
         compares = self.config.global_debias and self.relevance is not None
+        questions = self._questions(batch, readable=input_ids is not None) if compares else None
         self._thread.forward = PrunedForward(
-            self._family,
-            self.config,
-            layouts,
-            padding,
-            length - prompt_length,
-            features,
-            self._questions(prompts, layouts, readable=input_ids is not None) if compares else None,
-            self.relevance,
-            self._impl,
-            self._average,
+            self._family, self.config, batch, features, questions, self.relevance, self._impl, self._average
         )
         with self._lock:
             self._running += 1
 
-    def _check(self, cache: Any) -> None:
-        """Refuse what a video cannot be pruned under."""
-        decoder = self._family.decoder
-        attention = decoder.config._attn_implementation
-        if attention not in SUPPORTED_ATTENTION:
-            raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in decoder.parameters()):
+    def _refuse_gradients(self) -> None:
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._family.decoder.parameters()):
             raise ValueError(
                 "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
                 "torch.no_grad() or torch.inference_mode(), as generate() does, or train without AdaTP"
             )
-        check_cache(cache, attention)
 
-    def _layout(self, ids: Tensor, prompt: Tensor) -> PromptLayout | None:
-        """The layout of `ids`, of which only `prompt` is the prompt and has a say in the scores."""
-        layout = self._family.layout(ids)
-        return None if layout is None else replace(layout, rows=layout.rows[layout.rows < len(prompt)])
-
-    def _questions(
-        self, prompts: list[Tensor], layouts: list[PromptLayout | None], *, readable: bool
-    ) -> list[str | None]:
+    def _questions(self, batch: Batch, *, readable: bool) -> list[str | None]:
         """One a prompt: what the user has given, else what the prompt's ids say, where they are `readable`."""
         if self.question is None:
             return [
                 self._family.question(ids, layout, self._tokenizer) if readable and layout is not None else None
-                for ids, layout in zip(prompts, layouts, strict=True)
+                for ids, layout in zip(batch.ids, batch.layouts, strict=True)
             ]
         given = [self.question] if isinstance(self.question, str) else self.question
-        copies, rest = divmod(len(prompts), max(1, len(given)))
+        prompts = len(batch.ids)
+        copies, rest = divmod(prompts, max(1, len(given)))
         if rest or copies == 0:
-            raise ValueError(f"question holds {len(given)} questions for {len(prompts)} prompts; give one a prompt")
+            raise ValueError(f"question holds {len(given)} questions for {prompts} prompts; give one a prompt")
         return [question for question in given for _ in range(copies)]  # as beams are laid out
 
     def _keep_features(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -419,29 +392,6 @@ def _refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs
         f"{getattr(method, '__name__', 'continuous batching')}: continuous batching cannot run while AdaTP is applied, "
         "because its paged cache holds the same tokens in every layer; use generate() on a batch, or remove() first"
     )
-
-
-def _left_padding(mask: Any, length: int, prepared: bool) -> list[int]:
-    """Left padding of each prompt, from the body's mask; refused where it is anything else. None for no padding.
-
-    Args:
-        mask: `[B, L]`, or None. Where `generate` has prepared it for a cache of fixed size, `[B, 1, L, slots]`.
-        length: L.
-        prepared: whether it may have.
-    """
-    if isinstance(mask, dict):
-        mask = mask["full_attention"]
-    if mask is None:
-        return []
-    if prepared and mask.ndim == 4:
-        last = mask[:, 0, -1, :length]  # sees all there is
-        mask = last == 0 if last.is_floating_point() else last
-    if mask.ndim != 2:
-        raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
-    mask = mask.cpu().bool()
-    if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-        raise ValueError("attention_mask must be padded on the left only; set padding_side='left'")
-    return [int(padding) for padding in (~mask).sum(1)]
 
 
 def _load_relevance(relevance: Relevance | str | None, family: Family, model: Any) -> tuple[Relevance | None, str]:

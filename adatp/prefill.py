@@ -37,6 +37,11 @@ class PromptLayout:
     videos: tuple[int, ...]
     grid: tuple[int, int]
 
+    def check(self) -> None:
+        """Raise a ValueError where nothing scores the video's tokens."""
+        if self.rows.numel() == 0:
+            raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
+
     @property
     def length(self) -> int:
         return self.frame.shape[0]
@@ -150,8 +155,7 @@ class Prefill:
         impl: Impl = "auto",
         average: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        if layout.rows.numel() == 0:
-            raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
+        layout.check()
         self.config = config
         self.layout = layout
         self.impl = impl

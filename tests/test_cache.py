@@ -11,7 +11,7 @@ KEPT = torch.tensor([[True, True, True], [False, True, True]])
 def filled(kept=KEPT, new=0):
     """A layer with 3 of a prompt's 5 tokens and `new` more."""
     keys = torch.arange(2.0 * (3 + new)).view(2, 1, 3 + new, 1)
-    return PrunedLayer(5, keys, keys, kept, tail=new)
+    return PrunedLayer(5, keys, keys, kept, draft=new)
 
 
 def test_tokens_without_a_mask_of_this_layer_are_refused():

@@ -4,6 +4,7 @@ With ratios of 1 the output is the plain model's; with real ones, every generate
 recomputation without a cache, or the mode gives exactly what the mode that it speeds up gives.
 """
 
+import math
 import threading
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -32,7 +33,7 @@ from adatp.cache import PrunedLayer
 
 EVERYTHING = adatp.AdaTPConfig(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
 SHALLOW = {config: replace(config or adatp.AdaTPConfig(), last=3) for config in (EVERYTHING, None)}
-TOKENS = 12
+TOKENS = 10
 PICTURE, LONG = "What is in the picture?", "How many shots are there in this video of many colours?"
 SINGLE, PADDED = [PICTURE], [PICTURE, "And why?"]
 FAMILIES = ["llava_onevision", "llava_video"]
@@ -66,7 +67,7 @@ def eager(request):
 @pytest.fixture(scope="module", params=FAMILIES)
 def shallow(request):
     """Of few layers, for what takes long: pruned as `SHALLOW` says."""
-    return load(request.param, layers=5)
+    return load(request.param, layers=4)
 
 
 def applied(builtin, config=None):
@@ -379,7 +380,7 @@ class TestPromptLookup:
             output, report = generate(videollm, inputs, config, prompt_lookup_num_tokens=3)
         assert widths[:2] == [inputs["input_ids"].shape[1] + 3, 4]
         assert crops[0] == 3 - right
-        assert len(widths) == TOKENS // (right + 1)
+        assert len(widths) == math.ceil(TOKENS / (right + 1))
         assert torch.equal(output.sequences, greedy.sequences)
         same_kept(report, expected)
         check_logits(videollm, inputs, output, report)
@@ -390,7 +391,7 @@ class TestPromptLookup:
         inputs = make_inputs(videollm, SINGLE)
         greedy, expected = generate(videollm, inputs, config)
         tokens = answers(inputs, greedy)[0].clone()
-        tokens[6:9] = videollm.model.config.video_token_id
+        tokens[4:7] = videollm.model.config.video_token_id
         follow(monkeypatch, videollm, inputs, tokens)
         assert torch.equal(
             plain(videollm, inputs, prompt_lookup_num_tokens=3).sequences, plain(videollm, inputs).sequences
@@ -439,7 +440,7 @@ def static(builtin, size=220):
 
 
 class TestCacheOfTheCaller:
-    @cases
+    @exact_or_padded
     @pytest.mark.parametrize(
         ("settings", "given"),
         [({}, False), ({}, True), ({"num_beams": 2, "num_return_sequences": 2}, True)],
@@ -463,7 +464,7 @@ class TestCacheOfTheCaller:
     @both_ratios
     def test_a_static_one_is_used_again_after_reset(self, videollm, config):
         cache = static(videollm)
-        for question, frames in ((LONG, 10), ("Why?", 8), (PICTURE, 11)):
+        for question, frames in ((LONG, 10), ("Why?", 8)):
             inputs = make_inputs(videollm, [question], frames=frames)
             expected, _ = generate(videollm, inputs, config)
             output, report = generate(videollm, inputs, config, past_key_values=cache)
@@ -551,23 +552,18 @@ class TestCompiled:
         assert torch.equal(output.sequences, expected.sequences)
         check_logits(shallow, inputs, output, report)
 
-    @both_ratios
-    def test_a_model_compiled_whole_still_prunes(self, shallow, config):
+    def test_a_model_compiled_whole_still_prunes(self, shallow):
         inputs = make_inputs(shallow, SINGLE)
-        with torch.no_grad(), applied(shallow, SHALLOW[config]) as pruned:
+        with torch.no_grad(), applied(shallow, SHALLOW[None]) as pruned:
             expected, expected_report = shallow.model(**inputs), pruned.report
             output = torch.compile(shallow.model, backend="eager")(**inputs)
             assert pruned.report is not expected_report
             assert pruned.report.pruned
             same_kept(pruned.report, expected_report)
-            held = [layer.get_seq_length() for layer in output.past_key_values.layers]
-            assert held == expected_report.samples[0].lengths()
+            lengths = expected_report.samples[0].lengths()
+            assert [layer.get_seq_length() for layer in output.past_key_values.layers] == lengths
         torch.testing.assert_close(output.logits, expected.logits, **CLOSE)
-        if config is EVERYTHING:
-            with torch.no_grad():
-                assert torch.equal(expected.logits, shallow.model(**inputs).logits)
-        else:
-            assert output.logits.shape[1] == expected_report.samples[0].lengths()[-1] < inputs["input_ids"].shape[1]
+        assert output.logits.shape[1] == lengths[-1] < inputs["input_ids"].shape[1]
 
 
 EVERY_OUTPUT = {"output_scores": True, "output_hidden_states": True, "output_attentions": True}
@@ -649,26 +645,27 @@ def in_dtype(builtin, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision(fresh, dtype):
-    builtin = in_dtype(fresh(), dtype)
+    builtin = in_dtype(fresh(layers=4), dtype)
     inputs = make_inputs(builtin, SINGLE).to(dtype)
-    output, _ = generate(builtin, inputs, EVERYTHING, output_hidden_states=True)
+    output, _ = generate(builtin, inputs, SHALLOW[EVERYTHING], output_hidden_states=True)
     expected = plain(builtin, inputs)
     assert torch.equal(output.sequences, expected.sequences)
     assert all(map(torch.equal, output.logits, expected.logits))
     for questions in (SINGLE, PADDED):
-        output, report = generate(builtin, make_inputs(builtin, questions).to(dtype), output_hidden_states=True)
+        inputs = make_inputs(builtin, questions).to(dtype)
+        output, report = generate(builtin, inputs, SHALLOW[None], output_hidden_states=True)
         assert all(sample.first_cut for sample in report.samples)
         assert {h.dtype for step in output.hidden_states for h in step} == {dtype}
         assert {t.dtype for layer in output.past_key_values.layers for t in (layer.keys, layer.values)} == {dtype}
         assert torch.cat(output.logits).isfinite().all()
-        assert answers(make_inputs(builtin, questions), output).shape[1] == TOKENS
+        assert answers(inputs, output).shape[1] == TOKENS
 
 
 @both_ratios
 @single_and_padded
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_cache_bytes_are_what_the_cache_holds(fresh, dtype, questions, config):
-    builtin = in_dtype(fresh(layers=5), dtype)
+    builtin = in_dtype(fresh(layers=4), dtype)
     inputs = make_inputs(builtin, questions).to(dtype)
     with torch.no_grad(), applied(builtin, SHALLOW[config]) as pruned:
         layers = builtin.model(**inputs, use_cache=True).past_key_values.layers

@@ -227,11 +227,16 @@ class TestSeveralVideos:
     def test_beams(self, videollm, prompts):
         inputs, beams = inputs_of(videollm, *prompts), {"num_beams": 2, "num_return_sequences": 2}
         plain = full(videollm, inputs, **beams)
+        first = plain.logits[2 * prompts.index(TWO) :, 0]
+        if not torch.allclose(first[0], first[1], atol=1e-4):  # up to transformers 5.17
+            with (
+                keep_everything(videollm),
+                pytest.raises(ValueError, match=r"several videos the wrong ones; use 5\.18"),
+            ):
+                full(videollm, inputs, **beams)
+            return
         with keep_everything(videollm):
             assert torch.equal(full(videollm, inputs, **beams).tokens, plain.tokens)
-        first = plain.logits[2 * prompts.index(TWO) :, 0]
-        if not torch.allclose(first[0], first[1], atol=1e-4):
-            pytest.skip("this transformers gives the beams of a prompt with two videos one of them each, twice")
         embeds = prompt_embeds(videollm.model, inputs)
         with prune(videollm) as pruned:
             answer, report = full(videollm, inputs, **beams), pruned.report
