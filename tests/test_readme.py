@@ -44,16 +44,39 @@ def test_the_figures_are_those_of_the_result_file():
     assert cut == f"{100 * medians[first, 'all'] / medians[first, 'unpruned decoder layer']:.1f}"
 
 
+def test_the_memory_is_that_of_the_result_file():
+    peak, cache = re.search(
+        r"takes is ([\d.]+) of the unpruned\s+one's at p = 1, and the KV cache ([\d.]+);", README
+    ).groups()
+    rows = json.loads((ROOT / "bench/results/memory-cpu-2-cores.json").read_text(encoding="utf-8"))["rows"]
+    whole, pruned = ({r["row"]: r for r in rows}[name] for name in ("unpruned", "1.0"))
+    assert peak == f"{pruned['peak_bytes'] / whole['peak_bytes']:.2f}"
+    assert cache == f"{pruned['cache_bytes'] / whole['cache_bytes']:.2f}"
+    assert all(row["cache_bytes_reported"] == row["cache_bytes"] for row in rows[1:])
+
+
+def test_every_feature_has_the_test_it_names():
+    (table,) = re.findall(r"^\| \| \| shown by `tests/` \|\n(.*?)\n\n", README, re.MULTILINE | re.DOTALL)
+    files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
+    defined = {name for text in files.values() for name in re.findall(r"^ *(?:def|class) (\w+)", text, re.MULTILINE)}
+    for line in table.splitlines()[1:]:
+        feature, _, tests = (cell.strip() for cell in line.strip("|").split("|"))
+        for name in re.findall(r"`([\w.]+)`", tests):
+            assert name in files or name in defined, feature
+        assert tests or feature.startswith("**"), f"nothing shows {feature}"
+
+
 def test_every_make_target_exists():
     targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
-    assert targets >= {"demo", "test", "lint", "bench"}
+    assert targets >= {"demo", "test", "lint", "bench", "memory"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
 def test_every_option_exists(capsys):
-    for command in ("run", "flops"):
-        (line,) = re.findall(rf"^adatp {command} (.*)$", README, re.MULTILINE)
+    for command in ("run", "flops", "convert"):
+        line = " ".join(re.findall(rf"^adatp {command} ([^#\n]*)", README, re.MULTILINE))
+        assert line
         with pytest.raises(SystemExit):
             main([command, "--help"])
         text = capsys.readouterr().out
