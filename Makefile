@@ -13,6 +13,9 @@ READY := $(VENV)/ready
 # what runs through the kernels, on a machine without a GPU
 INTERPRETED := $(addprefix tests/test_,score.py select.py compact.py operators.py prefill.py)
 
+# one process a core, on one thread each: the tensors are small
+PARALLEL := --numprocesses auto --benchmark-disable
+
 QUESTION ?= What happens in the street?
 
 .PHONY: demo test bench memory lint clean
@@ -24,11 +27,10 @@ demo: $(READY)
 test: $(READY)
 	@echo "== test: $$($(BIN)/python -c 'import torch, transformers as t; print("torch", torch.__version__, "transformers", t.__version__)')"
 	@# the kernels know nothing of transformers: another version of it changes nothing in how they compile and run
-	$(BIN)/python -m pytest $(if $(TRANSFORMERS),--ignore tests/test_compile_matrix.py)
+	$(BIN)/python -m pytest $(PARALLEL) $(if $(TRANSFORMERS),--ignore tests/test_compile_matrix.py)
 ifeq ($(TRANSFORMERS),)
 	@echo "== test: the Triton kernels in Triton's interpreter"
-	@# one process a core: the interpreter runs on one
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest --numprocesses auto --benchmark-disable $(INTERPRETED)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) $(INTERPRETED)
 endif
 
 bench: $(READY)

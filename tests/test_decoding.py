@@ -463,8 +463,9 @@ class TestCacheOfTheCaller:
 
     @both_ratios
     def test_a_static_one_is_used_again_after_reset(self, videollm, config):
+        """For a prompt that ends where the one before it had its holes."""
         cache = static(videollm)
-        for question, frames in ((LONG, 10), ("Why?", 8)):
+        for question, frames in ((LONG, 10), ("Why?", 3)):
             inputs = make_inputs(videollm, [question], frames=frames)
             expected, _ = generate(videollm, inputs, config)
             output, report = generate(videollm, inputs, config, past_key_values=cache)

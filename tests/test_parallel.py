@@ -60,12 +60,14 @@ def split(builtin, front, back):
     """The first half of the model on `front`, the rest of its decoder's layers on `back`."""
     layers = len(builtin.model.model.language_model.layers)
     decoder = "model.language_model"
-    parts = dict.fromkeys(("model.vision_tower", "model.multi_modal_projector"), front)
+    parts = dict.fromkeys(("model.vision_tower", "model.multi_modal_projector", "model.image_newline"), front)
     parts |= {f"{decoder}.{name}": front for name in ("embed_tokens", "norm", "rotary_emb")}
     parts |= {f"{decoder}.layers.{i}": front if i < 4 else back for i in range(layers)}
     return {**parts, "lm_head": front}
 
 
+# a parameter of the body itself, which accelerate wants placed and then does not find among the modules
+@pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
 def test_a_decoder_of_which_a_part_is_on_disk(videollm, tmp_path):
     """Its weights are nowhere between the calls of its modules, so nothing but those may be called."""
     inputs = make_inputs(videollm, ["What is in the picture?", "Why?"])
