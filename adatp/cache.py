@@ -10,12 +10,25 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCa
 
 from adatp.masks import additive
 
-_UNMASKED = (
-    "a pruned cache can only be continued while AdaTP is applied to the model: every layer needs a mask of its own"
-)
+
+class _Masked:
+    """A layer which, while it holds a pruned prompt, takes further tokens only with a mask of its own."""
+
+    _pruned = False
+    _mask_given = False
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if self._pruned and not self._mask_given:
+            raise RuntimeError(
+                "a pruned cache can only be continued while AdaTP is applied to the model: every layer needs a mask of "
+                "its own"
+            )
+        self._mask_given = False
+        keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
+        return keys, values
 
 
-class PrunedLayer(DynamicLayer):
+class PrunedLayer(_Masked, DynamicLayer):
     """A growing cache layer that holds only the prompt tokens which entered its decoder layer.
 
     Attributes:
@@ -32,20 +45,13 @@ class PrunedLayer(DynamicLayer):
         self.prompt_length = prompt_length
         self.kept_length = keys.shape[2] - draft
         self.kept = kept
-        self._masked = False  # whether the next tokens come with a mask for this layer
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self._masked:
-            raise RuntimeError(_UNMASKED)
-        self._masked = False
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
-        return keys, values
+        self._pruned = True
 
     def reset(self) -> None:
         super().reset()
         self.prompt_length = self.kept_length = 0
         self.kept = None
-        self._masked = True
+        self._pruned = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -88,7 +94,7 @@ class PrunedLayer(DynamicLayer):
             new: tokens of this call, not yet in the cache.
             attention: name of the attention implementation.
         """
-        self._masked = True
+        self._mask_given = True
         if own is None:
             if self.kept is None:
                 return None
@@ -105,62 +111,57 @@ class PrunedLayer(DynamicLayer):
         return torch.cat([prompt, since_prompt], -1)
 
 
-class PrunedStaticLayer(StaticLayer):
+class PrunedStaticLayer(_Masked, StaticLayer):
     """A cache layer of fixed size whose prompt has holes: slots as in an unpruned layer, some of them not to be seen.
 
     What a layer keeps of the prompt is moved against its end, so that the next token's slot is every layer's, and
     nothing that compiled decoding looks at changes from prompt to prompt. It saves no memory.
 
     Attributes:
-        visible: `[B, max_cache_len]` bool: False for the slots of dropped tokens and of padding; None until there is
-            a prompt.
+        visible: `[B, max_cache_len]` bool: False for the slots of dropped tokens and of padding.
     """
 
-    def __init__(self, layer: StaticLayer) -> None:
+    def __init__(self, layer: StaticLayer, visible: Tensor) -> None:
         """Take over a layer with its buffers, which compiled code may know by their address."""
         super().__init__(layer.max_cache_len)
-        self.visible: Tensor | None = None
         self.__dict__.update(layer.__dict__)
-        self._masked = True
+        self.visible = visible
+        torch._dynamo.mark_static_address(visible)
+
+    @classmethod
+    def of(cls, layer: StaticLayer, batch: int, device: torch.device) -> "PrunedStaticLayer":
+        """`layer` itself if it is one, else one in its place for a batch of B."""
+        if isinstance(layer, cls):
+            return layer
+        return cls(layer, torch.ones(batch, layer.max_cache_len, dtype=torch.bool, device=device))
 
     def hold(self, keys: Tensor, values: Tensor, visible: Tensor) -> None:
         """Take the prompt: `[B, G, L, d]` keys and values, and `[B, L]` bool, where they are any."""
-        self._masked = True
         self.update(keys, values)
-        if self.visible is None:
-            self.visible = torch.ones(keys.shape[0], self.max_cache_len, dtype=torch.bool, device=keys.device)
-            torch._dynamo.mark_static_address(self.visible)
         self.visible[:, : visible.shape[1]] = visible
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if not self._masked:
-            raise RuntimeError(_UNMASKED)
-        self._masked = False
-        keys, values = super().update(key_states, value_states, *args, **kwargs)
-        return keys, values
+        self._pruned = True
 
     def reset(self) -> None:
         super().reset()
-        self._masked = True
-        if self.visible is not None:
-            self.visible.fill_(True)
+        self.visible.fill_(True)
+        self._pruned = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
-        if self.visible is not None:
-            self.visible.copy_(self.visible[beam_idx.to(self.visible.device)])
+        self.visible.copy_(self.visible[beam_idx.to(self.visible.device)])
 
-    def decode_mask(self, own: Tensor | None, new: int, attention: str) -> Tensor:
+    def decode_mask(self, own: Tensor | None, new: int, attention: str) -> Tensor | None:
         """The attention mask of this layer for tokens after the prompt.
 
         Args:
-            own: the model's mask `[B, 1, new, max_cache_len]`, bool or additive.
+            own: the model's mask `[B, 1, new, max_cache_len]`, bool or additive; None only while there is no prompt.
             new: tokens of this call.
             attention: name of the attention implementation.
         """
-        self._masked = True
+        self._mask_given = True
+        if not self._pruned:
+            return own
         assert own is not None, "a cache of fixed size always comes with a mask"
-        assert self.visible is not None, "and a layer of it holds a prompt before it decodes"
         visible = self.visible[:, None, None, :]
         if own.is_floating_point():
             return own.masked_fill(~visible, torch.finfo(own.dtype).min)
@@ -225,9 +226,9 @@ def fill_layer(
         kept = torch.arange(width, device=keys.device) >= padding.to(keys.device, non_blocking=True)[:, None]
     if static:
         assert kept is not None
-        if not isinstance(layer, PrunedStaticLayer):
-            cache.layers[index] = PrunedStaticLayer(layer)
-        cache.layers[index].hold(keys, values, kept)
+        held = PrunedStaticLayer.of(layer, keys.shape[0], keys.device)
+        held.hold(keys, values, kept)
+        cache.layers[index] = held
         return
     kept = None if kept is None else kept[:, : width - draft]
     cache.layers[index : index + 1] = [PrunedLayer(length - draft, keys, values, kept, draft)]

@@ -127,7 +127,8 @@ class PrunedForward:
             raise ValueError(
                 "the prompt holds a video but no video features came with it: pass pixel_values_videos, or what "
                 "get_video_features returned as mm_encoder_outputs, and the whole prompt at once (chunked prefill "
-                "cannot be pruned)"
+                "cannot be pruned). An assistant model is handed no video by transformers: apply AdaTP to the assisted "
+                "model only"
             )
         states = self._family.tower_states(self.features)  # [frames of all videos, patches, D]
         questions = self._comparable()

@@ -134,7 +134,7 @@ class Pruned:
         self._handles = [
             model.register_forward_pre_hook(self._on_model, with_kwargs=True),
             body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
-            body.register_forward_hook(self._on_end, always_call=True),
+            body.register_forward_hook(self._on_end, with_kwargs=True, always_call=True),
         ]
         for index, layer in enumerate(decoder.layers):
             if index >= self.config.first - 1:
@@ -192,8 +192,8 @@ class Pruned:
         features = (given.get("mm_encoder_outputs") or {}).get("video")
         arrives = features is not None or given.get("pixel_values_videos") is not None
         if is_continued(cache, arrives=arrives):
-            # its prompt was pruned, its new tokens are not; decoding a single token reads nothing
-            if input_ids is not None and input_ids.shape[1] > 1:
+            # its prompt was pruned, its new tokens are not; decoding reads nothing
+            if input_ids is not None and input_ids.shape[1] > 1 and self._thread.prompt_length is None:
                 is_continued(cache, arrives=self._family.has_video(input_ids))
             return
         self._report = self._thread.report = None
@@ -293,11 +293,12 @@ class Pruned:
         mask = layer.decode_mask(kwargs.get("attention_mask"), hidden.shape[1], attention)
         return args, {**kwargs, "attention_mask": mask}
 
-    def _on_end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the body, whether it returned or raised."""
-        if not torch.compiler.is_compiling():
+        if not (torch.compiler.is_compiling() and _is_one_token(args, kwargs)):
             self._finish(output is not None)
 
+    @torch.compiler.disable
     def _finish(self, succeeded: bool) -> None:
         forward, self._thread.forward = self._thread.forward, None
         if forward is None:
