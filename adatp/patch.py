@@ -180,7 +180,7 @@ class Pruned:
 
     def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the body: find the videos."""
-        if not (torch.compiler.is_compiling() and _is_one_token(args, kwargs)):
+        if not _is_decoding(args, kwargs):
             self._find_prompt(args, kwargs)
 
     @torch.compiler.disable
@@ -295,7 +295,7 @@ class Pruned:
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the body, whether it returned or raised."""
-        if not (torch.compiler.is_compiling() and _is_one_token(args, kwargs)):
+        if not _is_decoding(args, kwargs):
             self._finish(output is not None)
 
     @torch.compiler.disable
@@ -381,11 +381,17 @@ def _existing(report: PruningReport | None) -> PruningReport:
     return report
 
 
-def _is_one_token(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the body is called for one token, a step of decoding. Written for the compiler to see through."""
+def _is_decoding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the body is called for one token after others. Asks no cache for its length, which may be on the device.
+
+    Written for the compiler to see through.
+    """
     tokens = args[0] if args else kwargs.get("input_ids")
     tokens = kwargs.get("inputs_embeds") if tokens is None else tokens
-    return tokens is not None and tokens.shape[1] == 1
+    cache = kwargs.get("past_key_values")
+    if tokens is None or tokens.shape[1] != 1 or cache is None or len(cache.layers) == 0:
+        return False
+    return bool(cache.layers[0].is_initialized)
 
 
 def _refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ from recompute import prompt_embeds
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCache
 
 import adatp
+import adatp.patch
 from adatp.builtin import load_builtin
 
 
@@ -472,6 +473,17 @@ def test_a_cache_of_the_callers(sdpa):
         expected = sdpa.model(**inputs).logits
         for cache in (DynamicCache(), DynamicCache(config=sdpa.model.config)):
             assert torch.equal(sdpa.model(**inputs, past_key_values=cache).logits, expected)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+def test_a_step_of_decoding_looks_for_no_video(sdpa, sdpa_inputs, cache, monkeypatch):
+    """Nor asks the cache how long it is, which a static one has on the device."""
+    asked = []
+    is_continued = adatp.patch.is_continued
+    monkeypatch.setattr(adatp.patch, "is_continued", lambda *a, **k: asked.append(1) or is_continued(*a, **k))
+    with adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+        sdpa.model.generate(**sdpa_inputs, max_new_tokens=4, min_new_tokens=4, cache_implementation=cache)
+    assert len(asked) == 1
 
 
 def test_positional_arguments(sdpa):
