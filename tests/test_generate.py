@@ -110,6 +110,19 @@ def test_without_a_cache_the_prefill_is_the_same(small):
 
 
 @torch.no_grad()
+def test_a_forward_after_generate_has_its_whole_prompt(sdpa):
+    """What generate says of its prompt's length is for its own forwards."""
+    short, long = (make_inputs(sdpa, ["Why?"], frames=frames) for frames in (4, 10))
+    with adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance) as pruned:
+        expected, report = sdpa.model(**long).logits, pruned.report
+        sdpa.model.generate(**short, max_new_tokens=2)
+        with pytest.raises(TypeError):  # and it says nothing after a failure
+            sdpa.model.generate(**short, max_new_tokens=object())
+        assert torch.equal(sdpa.model(**long).logits, expected)
+        assert pruned.report == report
+
+
+@torch.no_grad()
 def test_nothing_is_computed_for_padding(videollm):
     """What each layer's MLP sees of a padded batch is what the report says its prompts have left, and no slot more."""
     inputs = make_inputs(videollm, ["What is in the picture?", "Why?", "How many shots are there in all?"])
