@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache, StaticLayer
 
 from adatp.masks import additive
+from adatp.padding import stack_left
 
 
 class _Masked:
@@ -211,12 +211,7 @@ def fill_layer(
     layer = cache.layers[index] if index < len(cache.layers) else None
     static = isinstance(layer, StaticLayer)
     width = length if static or not pruned else max(counts)
-    keys, values = (
-        torch.cat([pad(part[i], (0, 0, width - count, 0)) for part, count in zip(parts, counts, strict=True)])
-        if len(parts) > 1 or counts[0] < width
-        else parts[0][i]
-        for i in (0, 1)
-    )
+    keys, values = (stack_left(tensors, width) for tensors in zip(*parts, strict=True))
     if not pruned:
         cache.update(keys, values, index)
         return

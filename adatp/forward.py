@@ -17,6 +17,7 @@ from adatp.batch import Batch
 from adatp.cache import fill_layer
 from adatp.config import AdaTPConfig
 from adatp.models.family import Family
+from adatp.padding import stack_left
 from adatp.prefill import Prefill, PromptLayout
 from adatp.prompt import PrunedPrompt
 from adatp.relevance import NoRelevanceWarning, Relevance, similarity
@@ -200,18 +201,9 @@ def _join(outputs: list[Any], cache: Cache | None) -> Any:
     """The outputs of single prompts as that of a batch."""
     joined = outputs[0]
     joined.past_key_values = cache
-    if len(outputs) > 1:
-        joined.last_hidden_state = _stack([output.last_hidden_state for output in outputs], dims=1)
-        for name, dims in (("hidden_states", 1), ("attentions", 2)):
-            if getattr(joined, name, None) is not None:
-                layers = zip(*(getattr(output, name) for output in outputs), strict=True)
-                setattr(joined, name, tuple(_stack(list(parts), dims) for parts in layers))
+    joined.last_hidden_state = stack_left([output.last_hidden_state for output in outputs])
+    for name, square in (("hidden_states", False), ("attentions", True)):
+        if getattr(joined, name, None) is not None:
+            layers = zip(*(getattr(output, name) for output in outputs), strict=True)
+            setattr(joined, name, tuple(stack_left(parts, square=square) for parts in layers))
     return joined
-
-
-def _stack(parts: list[Tensor], dims: int) -> Tensor:
-    """Tensors of a sample each as one batch, padded on the left of `dims` dimensions before or up to the last."""
-    last = -2 if dims == 1 else -1
-    width = max(part.shape[last] for part in parts)
-    before = [[0, 0, width - part.shape[last], 0] if dims == 1 else [width - part.shape[last], 0] * 2 for part in parts]
-    return torch.cat([torch.nn.functional.pad(part, pad) for part, pad in zip(parts, before, strict=True)])

@@ -18,8 +18,25 @@ from adatp_kernels.score import score
 from adatp_kernels.select import FIXED, segment_begins, select
 
 
+class VideoGrid:
+    """The videos of a prompt and the grid of their frames' tokens, as what describes a prompt has them."""
+
+    videos: tuple[int, ...]
+    grid: tuple[int, int]
+
+    @property
+    def frames(self) -> int:
+        """Frames of all videos, n."""
+        return sum(self.videos)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Prunable tokens of a frame, c."""
+        return self.grid[0] * self.grid[1]
+
+
 @dataclass(frozen=True)
-class PromptLayout:
+class PromptLayout(VideoGrid):
     """Where the videos and the text after them stand in a prompt of L tokens. Host tensors.
 
     Attributes:
@@ -45,16 +62,6 @@ class PromptLayout:
     @property
     def length(self) -> int:
         return self.frame.shape[0]
-
-    @property
-    def frames(self) -> int:
-        """n, over all videos."""
-        return sum(self.videos)
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """C."""
-        return self.grid[0] * self.grid[1]
 
     @property
     def visual(self) -> Tensor:

@@ -79,14 +79,23 @@ def load_processor(checkpoint: str) -> Any:
     """The processor of a LLaVA-OneVision checkpoint, by name or path, with torchvision or without."""
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(checkpoint)
-    video, _ = BaseVideoProcessor.get_video_processor_dict(checkpoint)
+    image_processor, tokenizer, video_processor = load_parts(checkpoint)
     settings, _ = LlavaOnevisionProcessor.get_processor_dict(checkpoint)
     names = ("num_image_tokens", "vision_feature_select_strategy", "image_token", "video_token", "vision_aspect_ratio")
-    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     return TorchOnlyProcessor(
-        image_processor=LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint),
+        image_processor=image_processor,
         tokenizer=tokenizer,
-        video_processor=VideoProcessor(**{name: video[name] for name in ("size", "image_mean", "image_std")}),
+        video_processor=video_processor,
         chat_template=settings.get("chat_template") or tokenizer.chat_template,
         **{name: settings[name] for name in names if name in settings},
+    )
+
+
+def load_parts(checkpoint: Any, **kwargs: Any) -> tuple[Any, Any, VideoProcessor]:
+    """Image processor, tokenizer and video processor of a checkpoint, without torchvision; `kwargs` go to each."""
+    video, _ = VideoProcessor.get_video_processor_dict(checkpoint, **kwargs)
+    return (
+        LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint, **kwargs),
+        AutoTokenizer.from_pretrained(checkpoint, **kwargs),
+        VideoProcessor(**{name: video[name] for name in ("size", "image_mean", "image_std")}),
     )

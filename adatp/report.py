@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adatp.flops import Flops, PrefillCounter
-from adatp.prefill import Prefill
+from adatp.prefill import Prefill, VideoGrid
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(VideoGrid):
     """One prompt of the batch.
 
     Attributes:
@@ -50,16 +50,6 @@ class Sample:
     segments: tuple[Segment, ...]
     _visual: Tensor = field(repr=False, compare=False)
     _origins: dict[int, Tensor] = field(repr=False, compare=False)
-
-    @property
-    def frames(self) -> int:
-        """n, over all videos."""
-        return sum(self.videos)
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """C."""
-        return self.grid[0] * self.grid[1]
 
     @property
     def visual_tokens(self) -> int:

@@ -18,11 +18,9 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
-    AutoTokenizer,
     BatchFeature,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessorPil,
     LlavaOnevisionModel,
     ProcessorMixin,
 )
@@ -30,7 +28,7 @@ from transformers.utils import can_return_tuple, is_torchvision_available
 from transformers.video_utils import VideoMetadata, make_batched_videos
 
 from adatp.models.llava_onevision import LlavaOnevision
-from adatp.processor import TorchOnlyProcessor, VideoProcessor
+from adatp.processor import TorchOnlyProcessor, load_parts
 
 # as the model was trained with it, to the space that is missing before "Please"
 TIME_INSTRUCTION = (
@@ -171,13 +169,7 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
         if is_torchvision_available():
             return super().from_pretrained(checkpoint, **kwargs)
         settings, changes = cls.get_processor_dict(checkpoint, **kwargs)
-        video, _ = VideoProcessor.get_video_processor_dict(checkpoint, **kwargs)
-        parts = [
-            LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint, **kwargs),
-            AutoTokenizer.from_pretrained(checkpoint, **kwargs),
-            VideoProcessor(**{name: video[name] for name in ("size", "image_mean", "image_std")}),
-        ]
-        return cls.from_args_and_dict(parts, settings, **changes)
+        return cls.from_args_and_dict(list(load_parts(checkpoint, **kwargs)), settings, **changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings."""
