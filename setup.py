@@ -13,7 +13,7 @@ setup(
     python_requires=">=3.10",
     # `kernels/` is imported as adatp_kernels and has no __init__.py of its own: Hugging Face publishes a package
     # called `kernels`, and a folder of that name with an __init__.py would hide it wherever it is on sys.path.
-    packages=["adatp", "adatp.models", "adatp_kernels"],
+    packages=["adatp", "adatp.commands", "adatp.methods", "adatp.models", "adatp_kernels"],
     package_dir={"adatp_kernels": "kernels"},
     package_data={"adatp": ["py.typed"]},
     install_requires=[

@@ -4,21 +4,43 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adatp.config import AdaTPConfig
+    from adatp.methods import AdaTP, DyCoke, FastV, Pool, PyramidDrop, Random, Uniform, Unpruned, VisionZip
     from adatp.patch import Pruned, apply
     from adatp.relevance import NoRelevanceWarning, Relevance
     from adatp.report import PruningReport
 
-__all__ = ["AdaTPConfig", "NoRelevanceWarning", "Pruned", "PruningReport", "Relevance", "apply"]
-
 _HOME = {
-    "AdaTPConfig": "adatp.config",
+    "AdaTP": "adatp.methods",
+    "DyCoke": "adatp.methods",
+    "FastV": "adatp.methods",
     "NoRelevanceWarning": "adatp.relevance",
+    "Pool": "adatp.methods",
     "Pruned": "adatp.patch",
     "PruningReport": "adatp.report",
+    "PyramidDrop": "adatp.methods",
+    "Random": "adatp.methods",
     "Relevance": "adatp.relevance",
+    "Uniform": "adatp.methods",
+    "Unpruned": "adatp.methods",
+    "VisionZip": "adatp.methods",
     "apply": "adatp.patch",
 }
+__all__ = [
+    "AdaTP",
+    "DyCoke",
+    "FastV",
+    "NoRelevanceWarning",
+    "Pool",
+    "Pruned",
+    "PruningReport",
+    "PyramidDrop",
+    "Random",
+    "Relevance",
+    "Uniform",
+    "Unpruned",
+    "VisionZip",
+    "apply",
+]
 
 
 def __getattr__(name: str) -> Any:

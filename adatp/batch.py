@@ -5,8 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from adatp.layout import PromptLayout
 from adatp.models.family import Family
-from adatp.prefill import PromptLayout
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,12 @@
-"""How many tokens stay: the schedule over the layers and the shares of the segments (AdaTP, 4.1 and eq. 4-5).
+"""How many tokens each segment may keep (AdaTP, eq. 4 and 5).
 
 Quotas are computed where the segments are, on the device, so that the first cut waits for no host.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
-
-from adatp.config import AdaTPConfig
-
-
-def schedule(config: AdaTPConfig, layers: int) -> dict[int, float]:
-    """The retention ratio of every layer whose input is cut, by layer (section 4.1).
-
-    The cuts lie before layers `first .. last + 1`; a fixed share goes at each after the first, and what enters
-    layer `last + 1` stays to the end.
-    """
-    first, last = config.first, config.last_of(layers)
-    step = (config.start_ratio - config.end_ratio) / (last - first + 1)
-    cuts = {layer: config.p * (config.start_ratio - step * (layer - first)) for layer in range(first, last + 1)}
-    if last + 1 < layers:
-        cuts[last + 1] = config.p * config.end_ratio
-    return cuts
 
 
 def round_half_up(value: Tensor) -> Tensor:
@@ -29,7 +15,13 @@ def round_half_up(value: Tensor) -> Tensor:
 
 
 def quotas(
-    ratios: list[float], frames: Tensor, significant: Tensor, tokens_per_frame: int, config: AdaTPConfig
+    ratios: Sequence[float],
+    frames: Tensor,
+    significant: Tensor,
+    tokens_per_frame: int,
+    *,
+    alpha: float,
+    gamma: float,
 ) -> Tensor:
     """The tokens every segment may keep at every cut.
 
@@ -42,7 +34,8 @@ def quotas(
         frames: `[B, S]` int64 frames per segment; 0 for a slot without one.
         significant: `[B, S]` bool.
         tokens_per_frame: c.
-        config: for `alpha` and `gamma`.
+        alpha: boost of the ratio of significant segments.
+        gamma: cap on the share of the budget that they take.
 
     Returns:
         `[B, K, S]` int64.
@@ -53,7 +46,7 @@ def quotas(
     chosen = (size * significant).sum(1, keepdim=True)
     rest = n - chosen
     # chosen = 0 leaves boost unused, rest = 0 leaves others unused; both divisions are kept finite
-    boost = (n / chosen.clamp(min=1) * config.gamma).clamp(max=config.alpha)
+    boost = (n / chosen.clamp(min=1) * gamma).clamp(max=alpha)
     others = ((n - boost * chosen) / rest.clamp(min=1)).clamp(min=0)
     total = torch.where((chosen > 0) & (rest == 0), boost * n, n)  # exact where the sum of the shares would carry noise
     share = torch.where(significant, boost, torch.where(chosen > 0, others, torch.ones_like(n)))  # [B, S]

@@ -1,6 +1,7 @@
 """The KV cache of pruned layers: each holds what entered its decoder layer, and nothing else."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -9,6 +10,24 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCa
 
 from adatp.masks import additive
 from adatp.padding import stack_left
+from adatp.sparse import SparseVisual
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How many positions the tokens after a prompt move forward, because what is left of it was renumbered.
+
+    Attributes:
+        tokens: `[B]` int64.
+        group: the same for all layers that shift alike, also once beams are reordered.
+    """
+
+    tokens: Tensor
+    group: int
+
+    def reorder(self, indices: Tensor) -> "Shift":
+        """Take the samples at `[B']` indices."""
+        return replace(self, tokens=self.tokens[indices.to(self.tokens.device)])
 
 
 class _Masked:
@@ -20,8 +39,8 @@ class _Masked:
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self._pruned and not self._mask_given:
             raise RuntimeError(
-                "a pruned cache can only be continued while AdaTP is applied to the model: every layer needs a mask of "
-                "its own"
+                "a pruned cache can only be continued while the method is applied to the model: every layer needs a mask "
+                "of its own"
             )
         self._mask_given = False
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]
@@ -35,9 +54,19 @@ class PrunedLayer(_Masked, DynamicLayer):
         prompt_length: tokens of the whole prompt, padding included: the columns the model's own mask has for it.
         kept_length: slots of the prompt in this layer.
         kept: `[B, kept_length]` bool, False in left padding; None where no sample is padded.
+        shift: how far the tokens after the prompt are moved forward; None for not at all.
+        sparse: what of the prompt deeper layers attend to in decoding, where this layer decides; else None.
     """
 
-    def __init__(self, prompt_length: int, keys: Tensor, values: Tensor, kept: Tensor | None, draft: int = 0) -> None:
+    def __init__(
+        self,
+        prompt_length: int,
+        keys: Tensor,
+        values: Tensor,
+        kept: Tensor | None,
+        draft: int = 0,
+        shift: Shift | None = None,
+    ) -> None:
         """Take over `[B, G, W, d]` keys and values, the last `draft` of which follow the prompt."""
         super().__init__()
         self.lazy_initialization(keys, values)
@@ -45,12 +74,14 @@ class PrunedLayer(_Masked, DynamicLayer):
         self.prompt_length = prompt_length
         self.kept_length = keys.shape[2] - draft
         self.kept = kept
+        self.shift = shift
+        self.sparse: SparseVisual | None = None
         self._pruned = True
 
     def reset(self) -> None:
         super().reset()
         self.prompt_length = self.kept_length = 0
-        self.kept = None
+        self.kept = self.shift = self.sparse = None
         self._pruned = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -63,11 +94,10 @@ class PrunedLayer(_Masked, DynamicLayer):
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         super().batch_repeat_interleave(repeats)
-        if self.kept is not None:
-            self.kept = self.kept.repeat_interleave(repeats, dim=0)
+        self._select(torch.arange(self.keys.shape[0] // repeats).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        length = self.get_seq_length()
+        length = self.keys.shape[-2] if self.is_initialized else 0
         if tokens_to_remove > 0:  # up to transformers 5.17: the length of the whole sequence that is to remain
             tokens_to_remove = min(0, tokens_to_remove - self.prompt_length + self.kept_length - length)
         if length + tokens_to_remove < self.kept_length:
@@ -81,8 +111,14 @@ class PrunedLayer(_Masked, DynamicLayer):
     def _select(self, indices: Tensor) -> None:
         if self.kept is not None:
             self.kept = self.kept[indices.to(self.kept.device)]
+        if self.shift is not None:
+            self.shift = self.shift.reorder(indices)
+        if self.sparse is not None:
+            self.sparse.reorder(indices)
 
-    def decode_mask(self, own: Tensor | None, new: int, attention: str) -> Tensor | None:
+    def decode_mask(
+        self, own: Tensor | None, new: int, attention: str, attended: Tensor | None = None
+    ) -> Tensor | None:
         """The attention mask of this layer for tokens after the prompt.
 
         The model's mask is sized for layer 0, which holds the whole prompt. What it says of the tokens after the
@@ -93,22 +129,37 @@ class PrunedLayer(_Masked, DynamicLayer):
                 where everything is visible.
             new: tokens of this call, not yet in the cache.
             attention: name of the attention implementation.
+            attended: `[B, kept_length]` bool: the slots of the prompt to attend to; None for all.
         """
         self._mask_given = True
+        kept = self.kept
+        if attended is not None:
+            kept = attended if kept is None else kept & attended
         if own is None:
-            if self.kept is None:
+            if kept is None:
                 return None
-            since = self.get_seq_length() - self.kept_length + new
-            mask = torch.cat([self.kept, self.kept.new_ones(self.kept.shape[0], since)], 1)
+            since = self.keys.shape[-2] - self.kept_length + new
+            mask = torch.cat([kept, kept.new_ones(kept.shape[0], since)], 1)
             return mask if "flash" in attention else mask[:, None, None, :]
         since_prompt = own[..., self.prompt_length :]
         shape = (*own.shape[:-1], self.kept_length)
-        if self.kept is None:
+        if kept is None:
             visible = torch.ones(1, dtype=torch.bool, device=own.device).expand(shape)
         else:
-            visible = (self.kept if own.ndim == 2 else self.kept[:, None, None, :]).expand(shape)
+            visible = (kept if own.ndim == 2 else kept[:, None, None, :]).expand(shape)
         prompt = additive(visible, own.dtype) if own.is_floating_point() else visible.to(own.dtype)
         return torch.cat([prompt, since_prompt], -1)
+
+
+class FirstPrunedLayer(PrunedLayer):
+    """The first layer, where less than the whole prompt enters even that.
+
+    The model takes its length for the position of the next token, so it is that of the whole sequence.
+    """
+
+    def get_seq_length(self) -> int:
+        held = int(super().get_seq_length())
+        return held and held - self.kept_length + self.prompt_length
 
 
 class PrunedStaticLayer(_Masked, StaticLayer):
@@ -119,6 +170,7 @@ class PrunedStaticLayer(_Masked, StaticLayer):
 
     Attributes:
         visible: `[B, max_cache_len]` bool: False for the slots of dropped tokens and of padding.
+        shift: as of a `PrunedLayer`.
     """
 
     def __init__(self, layer: StaticLayer, visible: Tensor) -> None:
@@ -126,6 +178,7 @@ class PrunedStaticLayer(_Masked, StaticLayer):
         super().__init__(layer.max_cache_len)
         self.__dict__.update(layer.__dict__)
         self.visible = visible
+        self.shift: Shift | None = None
         torch._dynamo.mark_static_address(visible)
 
     @classmethod
@@ -135,10 +188,14 @@ class PrunedStaticLayer(_Masked, StaticLayer):
             return layer
         return cls(layer, torch.ones(batch, layer.max_cache_len, dtype=torch.bool, device=device))
 
-    def hold(self, keys: Tensor, values: Tensor, visible: Tensor) -> None:
-        """Take the prompt: `[B, G, L, d]` keys and values, and `[B, L]` bool, where they are any."""
+    def hold(self, keys: Tensor, values: Tensor, visible: Tensor, shift: Shift | None) -> None:
+        """Take the prompt: `[B, G, L, d]` keys and values, `[B, L]` bool, where they are any, and the shift."""
         self.update(keys, values)
         self.visible[:, : visible.shape[1]] = visible
+        if shift is None or self.shift is None:
+            self.shift = shift
+        else:
+            self.shift.tokens.copy_(shift.tokens)
         self._pruned = True
 
     def reset(self) -> None:
@@ -149,6 +206,8 @@ class PrunedStaticLayer(_Masked, StaticLayer):
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
         self.visible.copy_(self.visible[beam_idx.to(self.visible.device)])
+        if self.shift is not None:
+            self.shift.tokens.copy_(self.shift.reorder(beam_idx).tokens)
 
     def decode_mask(self, own: Tensor | None, new: int, attention: str) -> Tensor | None:
         """The attention mask of this layer for tokens after the prompt.
@@ -168,12 +227,13 @@ class PrunedStaticLayer(_Masked, StaticLayer):
         return own & visible
 
 
-def check_cache(cache: Any, attention: str) -> None:
+def check_cache(cache: Any, attention: str, *, sparse: bool = False) -> None:
     """Refuse a cache whose layers cannot each hold other tokens.
 
     Args:
         cache: the caller's, or None.
         attention: name of the attention implementation.
+        sparse: whether decoding attends to some of the tokens it holds.
 
     Raises:
         TypeError: neither a `DynamicCache` nor a `StaticCache` of plain layers.
@@ -181,10 +241,14 @@ def check_cache(cache: Any, attention: str) -> None:
     if cache is None:
         return
     kinds = {type(layer) for layer in getattr(cache, "layers", [])}
-    dynamic = isinstance(cache, DynamicCache) and kinds <= {DynamicLayer, PrunedLayer}
+    dynamic = isinstance(cache, DynamicCache) and kinds <= {DynamicLayer, PrunedLayer, FirstPrunedLayer}
     static = isinstance(cache, StaticCache) and kinds <= {StaticLayer, PrunedStaticLayer}
     if static and "flash" in attention:
         raise TypeError(f"a StaticCache cannot be pruned under {attention}, which takes no mask of its slots; use sdpa")
+    if static and sparse:
+        raise TypeError(
+            "a StaticCache cannot be used where decoding chooses what it attends to; use a DynamicCache, or DyCoke(p=0)"
+        )
     if not (dynamic or static) or getattr(cache, "offloading", False):
         names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "no layers"
         raise TypeError(
@@ -195,7 +259,14 @@ def check_cache(cache: Any, attention: str) -> None:
 
 
 def fill_layer(
-    cache: Cache, index: int, parts: Sequence[tuple[Tensor, Tensor]], length: int, draft: int, *, pruned: bool
+    cache: Cache,
+    index: int,
+    parts: Sequence[tuple[Tensor, Tensor]],
+    length: int,
+    draft: int,
+    *,
+    pruned: bool,
+    shift: Shift | None = None,
 ) -> None:
     """Put the prompts of a batch into layer `index` of an empty cache.
 
@@ -206,6 +277,7 @@ def fill_layer(
         length: L of the whole batch, padding included.
         draft: see `adatp.batch.Batch`.
         pruned: whether the layer's W_b are other than the prompts' own lengths.
+        shift: see `PrunedLayer`.
     """
     counts = [keys.shape[2] for keys, _ in parts]
     layer = cache.layers[index] if index < len(cache.layers) else None
@@ -222,8 +294,9 @@ def fill_layer(
     if static:
         assert kept is not None
         held = PrunedStaticLayer.of(layer, keys.shape[0], keys.device)
-        held.hold(keys, values, kept)
+        held.hold(keys, values, kept, shift)
         cache.layers[index] = held
         return
     kept = None if kept is None else kept[:, : width - draft]
-    cache.layers[index : index + 1] = [PrunedLayer(length - draft, keys, values, kept, draft)]
+    kind = PrunedLayer if index else FirstPrunedLayer
+    cache.layers[index : index + 1] = [kind(length - draft, keys, values, kept, draft, shift)]

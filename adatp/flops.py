@@ -9,9 +9,6 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adatp import budget
-from adatp.config import AdaTPConfig
-
 
 @dataclass(frozen=True)
 class Flops:
@@ -51,43 +48,6 @@ class Flops:
         return {"ratio": self.ratio, "ratio_with_attention": self.ratio_with_attention, **asdict(self)}
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """A published model, as far as its prefill's cost goes.
-
-    Attributes:
-        text_config: arguments of its `Qwen2Config`.
-        frames, tokens_per_frame: n and c in the paper's setting (section 4.1).
-        text_tokens: prompt tokens beside the visual ones that reproduce the paper's figures.
-    """
-
-    text_config: dict[str, int]
-    frames: int
-    tokens_per_frame: int
-    text_tokens: int
-
-
-_QWEN2_0_5B = {
-    "hidden_size": 896,
-    "intermediate_size": 4864,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 14,
-    "num_key_value_heads": 2,
-}
-_QWEN2_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-}
-MODEL_SHAPES = {
-    "onevision-0.5b": ModelShape(_QWEN2_0_5B, frames=32, tokens_per_frame=196, text_tokens=113),
-    "onevision-7b": ModelShape(_QWEN2_7B, frames=32, tokens_per_frame=196, text_tokens=130),
-    "llava-video-7b": ModelShape(_QWEN2_7B, frames=20, tokens_per_frame=182, text_tokens=106),
-}
-
-
 def prefill_flops(text_config: Any, lengths: Sequence[int], full_length: int) -> Flops:
     """FLOPs of a prefill whose layers see `lengths` tokens, and of one whose layers all see `full_length`.
 
@@ -99,25 +59,9 @@ def prefill_flops(text_config: Any, lengths: Sequence[int], full_length: int) ->
     return PrefillCounter(text_config)(lengths, full_length)
 
 
-def schedule_lengths(config: AdaTPConfig, layers: int, visual_tokens: int, text_tokens: int) -> list[int]:
-    """Tokens at every layer's input under the schedule alone: an upper bound, since only a video can deduplicate."""
-    cuts = budget.schedule(config, layers)
-    lengths, visual = [], visual_tokens
-    for layer in range(layers):
-        if layer in cuts:
-            visual = int(budget.round_half_up(torch.tensor(cuts[layer] * visual_tokens, dtype=torch.float64)))
-        lengths.append(visual + text_tokens)
-    return lengths
-
-
-def shape_flops(shape: ModelShape, config: AdaTPConfig, text_tokens: int) -> tuple[Flops, list[int]]:
-    """FLOPs of a published model under the schedule alone, and the tokens at every layer's input."""
-    from transformers import Qwen2Config
-
-    text_config = Qwen2Config(**shape.text_config)
-    visual = shape.frames * shape.tokens_per_frame
-    lengths = schedule_lengths(config, text_config.num_hidden_layers, visual, text_tokens)
-    return prefill_flops(text_config, lengths, visual + text_tokens), lengths
+def linear_ratio(lengths: Sequence[int], full_length: int) -> float:
+    """`Flops.ratio` without counting: the FLOPs of linear layers are in proportion to their tokens."""
+    return sum(lengths) / (len(lengths) * full_length)
 
 
 class PrefillCounter:

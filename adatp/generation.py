@@ -6,6 +6,7 @@ from typing import Any
 
 from adatp.batch import Batch
 from adatp.cache import check_cache
+from adatp.methods.method import Method
 from adatp.models.family import Family
 
 SUPPORTED_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
@@ -14,7 +15,7 @@ CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching", "continuous
 _CACHES = ("dynamic", "static")
 
 
-def prepare(model: Any, family: Family, given: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
+def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
     """The length of the prompts, and what to change in the arguments of `generate`.
 
     Most of what is refused here the forward would refuse as well; but from transformers 5.18 on the video has been
@@ -23,6 +24,7 @@ def prepare(model: Any, family: Family, given: dict[str, Any]) -> tuple[int | No
     Args:
         model: whose generate it is.
         family: of the model.
+        method: what is applied.
         given: its arguments by name.
 
     Raises:
@@ -39,11 +41,11 @@ def prepare(model: Any, family: Family, given: dict[str, Any]) -> tuple[int | No
         return None, {}
     if not family.has_video(ids):
         return length, {}
-    _check_settings(model, given)
+    _check_settings(model, method, given)
     encoded = given.get("mm_encoder_outputs") or {}
     if is_continued(cache, arrives=given.get("pixel_values_videos") is not None or "video" in encoded):
         return length, {}
-    check_support(family, cache)
+    check_support(family, method, cache)
     batch = Batch.read(family, ids, given.get("attention_mask"))
     copies = max(_setting(model, given, "num_beams") or 1, _setting(model, given, "num_return_sequences") or 1)
     several = any(layout is not None and len(layout.videos) > 1 for layout in batch.layouts)
@@ -68,12 +70,12 @@ def is_continued(cache: Any, *, arrives: bool) -> bool:
     return continued
 
 
-def check_support(family: Family, cache: Any) -> None:
+def check_support(family: Family, method: Method, cache: Any) -> None:
     """Refuse an attention implementation, or a cache, that cannot be pruned."""
     attention = family.decoder.config._attn_implementation
     if attention not in SUPPORTED_ATTENTION:
         raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
-    check_cache(cache, attention)
+    check_cache(cache, attention, sparse=method.decoding is not None)
 
 
 def _setting(model: Any, given: dict[str, Any], name: str) -> Any:
@@ -83,7 +85,7 @@ def _setting(model: Any, given: dict[str, Any], name: str) -> Any:
     return next((value for value in values if value is not None), None)
 
 
-def _check_settings(model: Any, given: dict[str, Any]) -> None:
+def _check_settings(model: Any, method: Method, given: dict[str, Any]) -> None:
     if _setting(model, given, "prefill_chunk_size") is not None:
         raise ValueError(
             "prefill_chunk_size cannot be set for a prompt with a video: chunked prefill would have to cut tokens "
@@ -94,6 +96,11 @@ def _check_settings(model: Any, given: dict[str, Any]) -> None:
         raise ValueError(
             f"cache_implementation={cache!r} cannot be pruned: every layer keeps other tokens, on the model's device, "
             f"which only {' and '.join(map(repr, _CACHES))} caches can hold"
+        )
+    if cache == "static" and method.decoding is not None:
+        raise ValueError(
+            "cache_implementation='static' cannot be used where decoding chooses what it attends to; leave it unset, "
+            "or use DyCoke(p=0)"
         )
     if _setting(model, given, "assistant_early_exit") is not None or given.get("assistant_model") is model:
         raise ValueError("a model cannot assist itself while it is pruned: pass another model as assistant_model")

@@ -1,4 +1,4 @@
-"""Put AdaTP into one model instance, and take it out again.
+"""Put a method into one model instance, and take it out again.
 
 Only hooks and methods of the instance are used; no class is touched. `generate` says where the prompt ends, the body's
 hook finds the videos in it, the decoder's forward runs each prompt by itself, and each pruned decoder layer's hook cuts
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from adatp.batch import Batch
-from adatp.cache import PrunedLayer, PrunedStaticLayer
-from adatp.config import AdaTPConfig
+from adatp.cache import PrunedLayer, PrunedStaticLayer, Shift
 from adatp.forward import PrunedForward
 from adatp.generation import CONTINUOUS_BATCHING, check_support, is_continued, prepare
+from adatp.methods import Method, method_of
+from adatp.methods.method import BeforeDecoder, BetweenLayers
 from adatp.models import family_of
 from adatp.models.family import Family
 from adatp.parallel import average_over_ranks
@@ -38,15 +39,19 @@ class _Thread(threading.local):
     forward: PrunedForward | None = None
     prompt_length: int | None = None  # of the generate() the thread is in
     report: PruningReport | None = None
+    asking: tuple[Tensor, Tensor] | None = None  # in a step of decoding, rotary tables for the next query ...
+    query: Tensor | None = None  # ... and that query
+    shifted: tuple[Tensor | None, dict[int, tuple[Tensor, Tensor]]] = (None, {})  # positions of a step, and tables
 
 
 class Pruned:
-    """AdaTP inside a model, as `apply` put it there; also a context manager that removes it.
+    """A method inside a model, as `apply` put it there; also a context manager that removes it.
 
     Several threads may generate on the model at a time.
 
     Attributes:
-        config: the hyperparameters.
+        method: which tokens go, and where.
+        flops: share of the unpruned prefill's FLOPs that every prompt's shall cost; None for the method's settings.
         question: the question to compare frames with: a string, one string a sample, or None to read it from the
             prompt. May be set between calls.
         relevance: the aligned SigLIP, or None.
@@ -56,14 +61,16 @@ class Pruned:
         self,
         model: nn.Module,
         family: Family,
-        config: AdaTPConfig,
+        method: Method,
         *,
+        flops: float | None,
         tokenizer: Any,
         relevance: Relevance | None,
         question: str | list[str] | None,
         impl: Impl,
     ) -> None:
-        self.config = config
+        self.method = method
+        self.flops = flops
         self.question = question
         self.relevance = relevance
         self._model = model
@@ -104,7 +111,9 @@ class Pruned:
         """
         with self._lock:
             if self._running:
-                raise RuntimeError("AdaTP cannot be removed in the middle of a prefill; wait for generate() to return")
+                raise RuntimeError(
+                    "a method cannot be removed in the middle of a prefill; wait for generate() to return"
+                )
             if self._model.__dict__.get(_MARK) is not self:
                 return
             for handle in self._handles:
@@ -117,7 +126,7 @@ class Pruned:
             del self._model.__dict__[_MARK]
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a model cannot be copied or pickled while AdaTP is applied to it; call remove() first")
+        raise TypeError("a model cannot be copied or pickled while it is pruned; call remove() first")
 
     def __enter__(self) -> "Pruned":
         return self
@@ -136,10 +145,12 @@ class Pruned:
             body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
             body.register_forward_hook(self._on_end, with_kwargs=True, always_call=True),
         ]
+        asked = self._asked()
         for index, layer in enumerate(decoder.layers):
-            if index >= self.config.first - 1:
+            if index >= min([self.method.first_pruned(len(decoder.layers)), *asked]):
                 hook = functools.partial(self._on_layer, index)
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            if index in asked:
                 projection = self._family.query_projection(layer)
                 self._handles.append(projection.register_forward_hook(functools.partial(self._on_query, index)))
         self._replace(body, "get_video_features", self._keep_features)
@@ -149,6 +160,15 @@ class Pruned:
             if hasattr(model, name):
                 self._replace(model, name, _refuse_continuous_batching)
         model.__dict__[_MARK] = self
+
+    def _asked(self) -> set[int]:
+        """The layers whose queries are wanted as they leave their projection."""
+        method, layers = self.method, len(self._family.decoder.layers)
+        if method.decoding is not None:
+            return {method.decoding.layer - 1}
+        if isinstance(method, BetweenLayers) and not method.scores_itself:
+            return {cut - 1 for cut in method.cuts(layers)}
+        return set()
 
     def _replace(self, owner: Any, name: str, method: Callable[..., Any]) -> None:
         """Let `owner.name(...)` be `method(what it was, ...)`, on this instance alone."""
@@ -161,11 +181,11 @@ class Pruned:
         self._replaced.append((owner, name, owner.__dict__.get(name)))
         owner.__dict__[name] = replacement
 
-    # What the instance's methods do while AdaTP is applied, in the order a call meets them.
+    # What the instance's methods do while a method is applied, in the order a call meets them.
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = self._generate_signature.bind_partial(*args, **kwargs).arguments
-        length, changed = prepare(self._model, self._family, {**given, **kwargs})
+        length, changed = prepare(self._model, self._family, self.method, {**given, **kwargs})
         outer, self._thread.prompt_length = self._thread.prompt_length, length
         try:
             return generate(*args, **{**kwargs, **changed})
@@ -202,15 +222,23 @@ class Pruned:
             unseen = " (in inputs_embeds a video is found by its placeholders' embeddings)" if input_ids is None else ""
             self._report = self._thread.report = passed_through(f"no video in the prompt{unseen}")
             return
-        check_support(self._family, cache)
+        check_support(self._family, self.method, cache)
         self._refuse_gradients()
         length = self._thread.prompt_length
         mask = given.get("attention_mask")
         batch = Batch.read(self._family, ids, mask, prompt_length=length, prepared=length is not None)
-        compares = self.config.global_debias and self.relevance is not None
+        compares = self.method.wants_question and self.relevance is not None
         questions = self._questions(batch, readable=input_ids is not None) if compares else None
         self._thread.forward = PrunedForward(
-            self._family, self.config, batch, features, questions, self.relevance, self._impl, self._average
+            self._family,
+            self.method,
+            self.flops,
+            batch,
+            features,
+            questions,
+            self.relevance,
+            self._impl,
+            self._average,
         )
         with self._lock:
             self._running += 1
@@ -219,7 +247,7 @@ class Pruned:
         if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in self._family.decoder.parameters()):
             raise ValueError(
                 "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
-                "torch.no_grad() or torch.inference_mode(), as generate() does, or train without AdaTP"
+                "torch.no_grad() or torch.inference_mode(), as generate() does, or train without pruning"
             )
 
     def _questions(self, batch: Batch, *, readable: bool) -> list[str | None]:
@@ -237,6 +265,9 @@ class Pruned:
         return [question for question in given for _ in range(copies)]  # as beams are laid out
 
     def _keep_features(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if isinstance(self.method, BeforeDecoder) and self.method.wants_tower:
+            # of its own accord transformers keeps what it projects, and no more
+            kwargs.setdefault("output_hidden_states", self._family.tower_states_wanted)
         features = encode(*args, **kwargs)
         self._hand_over(features)
         return features
@@ -278,20 +309,69 @@ class Pruned:
         prompt = self._prompt()
         if prompt is not None:
             prompt.project(index, output)
+        elif self._thread.asking is not None:
+            self._thread.query = self._family.rotate(self._family.decoder.layers[index], output, *self._thread.asking)
+            self._thread.asking = None
 
     def _continue(
         self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """A layer that continues on a pruned cache: its mask shows its own cache."""
+        """A layer that continues on a pruned cache: its mask shows its own cache, its positions follow its own."""
         cache = kwargs.get("past_key_values")
         if cache is None or index >= len(cache.layers):
             return None
         layer = cache.layers[index]
         if not isinstance(layer, PrunedLayer | PrunedStaticLayer):
             return None
+        if layer.shift is not None:
+            tables = self._shifted(layer.shift, hidden, kwargs["position_ids"])
+            kwargs = {**kwargs, "position_embeddings": tables}
+        own, new = kwargs.get("attention_mask"), hidden.shape[1]
         attention = self._family.decoder.config._attn_implementation
-        mask = layer.decode_mask(kwargs.get("attention_mask"), hidden.shape[1], attention)
+        if self.method.decoding is None or isinstance(layer, PrunedStaticLayer):
+            mask = layer.decode_mask(own, new, attention)
+        else:
+            attended = self._attended(self.method.decoding.layer, index, new, cache, kwargs["position_embeddings"])
+            mask = layer.decode_mask(own, new, attention, attended)
         return args, {**kwargs, "attention_mask": mask}
+
+    def _shifted(self, shift: Shift, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary tables of moved positions, made once a step for all layers that move them alike."""
+        if torch.compiler.is_compiling():
+            moved: tuple[Tensor, Tensor] = self._family.decoder.rotary_emb(hidden, position_ids - shift.tokens[:, None])
+            return moved
+        step, tables = self._thread.shifted
+        if step is not position_ids:
+            self._thread.shifted = (position_ids, tables := {})
+        if shift.group not in tables:
+            tables[shift.group] = self._family.decoder.rotary_emb(hidden, position_ids - shift.tokens[:, None])
+        return tables[shift.group]
+
+    @torch.compiler.disable
+    def _attended(self, first: int, index: int, new: int, cache: Any, tables: tuple[Tensor, Tensor]) -> Tensor | None:
+        """`[B, K]` bool: the prompt's slots that layer `index` attends to; None for all.
+
+        Layer `first - 1` asks, and `first` and those behind it go by its answer; where a step brings several tokens
+        they attend to everything.
+        """
+        scorer = cache.layers[first - 1]
+        if index < first or scorer.sparse is None:
+            if index == first - 1 and scorer.sparse is not None:
+                scorer.sparse.attended = self._thread.query = None
+                self._thread.asking = tables if new == 1 else None
+            return None
+        if index == first and self._thread.query is not None:
+            query, self._thread.query = self._thread.query, None
+            scorer.sparse.choose(
+                query.to(scorer.keys.device),
+                scorer.keys,
+                scorer.kept,
+                scale=self._family.scale(self._family.decoder.layers[first - 1]),
+                average=self._average,
+                impl=self._impl,
+            )
+        attended: Tensor | None = scorer.sparse.attended
+        return attended
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the body, whether it returned or raised."""
@@ -312,19 +392,23 @@ class Pruned:
 def apply(
     model: nn.Module,
     processor: Any = None,
-    config: AdaTPConfig | None = None,
+    method: Method | str = "adatp",
     *,
+    flops: float | None = None,
     relevance: Relevance | str | None = "auto",
     question: str | list[str] | None = None,
     impl: Impl = "auto",
 ) -> Pruned:
-    """Prune the visual tokens of a video between the decoder layers of `model`, from its next prefill on.
+    """Thin out the visual tokens of the videos that `model` is given, from its next prefill on.
 
     Args:
         model: a Hugging Face Video LLM of a supported family. Only this instance changes.
         processor: its processor (or tokenizer), with which the question is read from the prompt. May be left out
-            where `question` is given or there is no global debiasing.
-        config: hyperparameters; the paper's by default.
+            where `question` is given or the method compares no frames with it.
+        method: which tokens go, and where: a method with its settings (`adatp.AdaTP(p=1.5)`), or the name of one for
+            the published settings; see `adatp.methods`.
+        flops: a share in (0, 1], in place of the setting that the method's cost follows from: every prompt's prefill
+            shall cost that share of the unpruned one's FLOPs, linear layers counted, as the report does.
         relevance: how frames are compared with the question (eq. 3): a `Relevance`, the name or path of the SigLIP
             checkpoint that the vision tower was trained from, `"auto"` for the family's, or None. Its frame features
             also make the segments. With None, and where `"auto"` cannot load it, segments come from the mean of a
@@ -337,42 +421,55 @@ def apply(
 
     Raises:
         TypeError: the model's family is not supported.
-        ValueError: the model has too few layers for the schedule, sliding-window layers, or no processor is given
-            where one is needed.
-        RuntimeError: AdaTP is already applied to this model, or `impl` cannot run here.
+        ValueError: there is no such method; its settings or `flops` do not fit the model, which may have too few
+            layers; the model has sliding-window layers; or no processor is given where one is needed.
+        RuntimeError: a method is already applied to this model, or `impl` cannot run here.
     """
-    config = config or AdaTPConfig()
+    method = method_of(method)
+    if flops is not None:
+        method.check_flops(flops)
     family = family_of(model)
     _refuse_twice(model)
     resolve(impl, family.decoder.device)
     text_config = family.decoder.config
-    config.last_of(text_config.num_hidden_layers)
+    method.check(text_config.num_hidden_layers)
     if "sliding_attention" in (getattr(text_config, "layer_types", None) or ()):
         raise ValueError("the model has sliding-window layers, whose window would span dropped tokens")
     tokenizer = getattr(processor, "tokenizer", processor)
     loaded = None
-    if config.segments or config.global_debias:
+    if method.wants_frames:
         loaded, missing = _load_relevance(relevance, family, model)
-        if missing and config.global_debias:
+        if missing and method.wants_question:
             warnings.warn(
                 f"{missing}: no segment is significant and every one keeps the same ratio (no global debiasing), and "
                 "frames are grouped by the mean of their patch features. Pass relevance=PATH to a SigLIP checkpoint",
                 NoRelevanceWarning,
                 stacklevel=2,
             )
-    if config.global_debias and loaded is not None and tokenizer is None and question is None:
+    if method.wants_question and loaded is not None and tokenizer is None and question is None:
         raise ValueError(
             "processor is needed to read the question from the prompt; pass processor=..., or question=..., "
-            "or AdaTPConfig(global_debias=False)"
+            "or AdaTP(global_debias=False)"
         )
     with _APPLYING:  # another thread may have been faster
         _refuse_twice(model)
-        return Pruned(model, family, config, tokenizer=tokenizer, relevance=loaded, question=question, impl=impl)
+        return Pruned(
+            model,
+            family,
+            method,
+            flops=flops,
+            tokenizer=tokenizer,
+            relevance=loaded,
+            question=question,
+            impl=impl,
+        )
 
 
 def _refuse_twice(model: nn.Module) -> None:
     if _MARK in model.__dict__:
-        raise RuntimeError("AdaTP is already applied to this model; call remove() on what the first apply() returned")
+        raise RuntimeError(
+            "a method is already applied to this model; call remove() on what the first apply() returned"
+        )
 
 
 def _existing(report: PruningReport | None) -> PruningReport:
@@ -396,7 +493,7 @@ def _is_decoding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     raise ValueError(
-        f"{getattr(method, '__name__', 'continuous batching')}: continuous batching cannot run while AdaTP is applied, "
+        f"{getattr(method, '__name__', 'continuous batching')}: continuous batching cannot run on a pruned model, "
         "because its paged cache holds the same tokens in every layer; use generate() on a batch, or remove() first"
     )
 

@@ -1,72 +1,26 @@
 """The cuts of one prompt's prefill as tensor code: before a layer, score -> select -> compact. Knows no model.
 
 The host reads the device once, after the first cut, and from its counts every later size follows: once a spatial
-position occurs at most once per segment, a cut keeps exactly its quota, or all there is.
+position occurs at most once per segment, a cut keeps exactly its quota, or all there is. Only where the prefill shall
+cost a given share of FLOPs, which deduplication has a say in, is the first cut tried, and read, at several settings.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from adatp import budget, segments
-from adatp.config import AdaTPConfig
+from adatp.flops import linear_ratio
+from adatp.layout import PromptLayout
+from adatp.methods.method import BetweenLayers, Grouping
 from adatp_kernels.compact import compact
 from adatp_kernels.dispatch import Impl
 from adatp_kernels.score import score
 from adatp_kernels.select import FIXED, segment_begins, select
 
-
-class VideoGrid:
-    """The videos of a prompt and the grid of their frames' tokens, as what describes a prompt has them."""
-
-    videos: tuple[int, ...]
-    grid: tuple[int, int]
-
-    @property
-    def frames(self) -> int:
-        """Frames of all videos, n."""
-        return sum(self.videos)
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Prunable tokens of a frame, c."""
-        return self.grid[0] * self.grid[1]
-
-
-@dataclass(frozen=True)
-class PromptLayout(VideoGrid):
-    """Where the videos and the text after them stand in a prompt of L tokens. Host tensors.
-
-    Attributes:
-        frame: `[L]` int64: the frame of a prunable visual token, counted through all videos, `FIXED` for a token that
-            always stays.
-        position: `[L]` int64: index within the frame of a prunable token, 0 elsewhere.
-        rows: `[T]` int64: the text tokens after the last video, whose attention scores the visual ones.
-        videos: frames of each video.
-        grid: rows and columns of a frame's tokens; their product is c.
-    """
-
-    frame: Tensor
-    position: Tensor
-    rows: Tensor
-    videos: tuple[int, ...]
-    grid: tuple[int, int]
-
-    def check(self) -> None:
-        """Raise a ValueError where nothing scores the video's tokens."""
-        if self.rows.numel() == 0:
-            raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
-
-    @property
-    def length(self) -> int:
-        return self.frame.shape[0]
-
-    @property
-    def visual(self) -> Tensor:
-        """`[N_v]` int64: the prunable tokens."""
-        return (self.frame >= 0).nonzero().flatten()
+FLOPS_TOLERANCE = 0.0005  # of a share that was asked for
 
 
 @dataclass(frozen=True)
@@ -135,18 +89,33 @@ class Plan:
     kept: Tensor
 
 
+class _FirstCut(NamedTuple):
+    """What the first cut settles; `quota` `[K, S]` is `Plan.kept` on the device, `keep` `[1, W]` bool."""
+
+    method: BetweenLayers
+    grouping: Grouping
+    quota: Tensor
+    plan: Plan
+    keep: Tensor
+
+
 class Prefill:
     """The cuts of one prompt, in order.
 
     Args:
-        config: hyperparameters.
-        layers: decoder layers of the model.
+        method: which tokens go, and where. As an attribute, the method at the `flops` asked for, once it is known.
+        layers: decoder layers of the model, N.
         layout: the prompt.
-        features: `[n, F]` a feature per frame, for the segments.
+        frames: `[n, F]` a feature per frame, or None where the method wants none.
         similarity: `[n]` text relevance of every frame, or None: then no segment is significant.
         impl: implementation of the three operations.
         average: makes a rank's `[1, C]` mean scores over its heads those over all heads, where heads are split over
             ranks (tensor parallelism).
+        flops: share of the unpruned prefill's FLOPs (linear layers) that the prefill shall cost, where the method
+            does not already say.
+
+    Attributes:
+        notes: what the user should know.
 
     Raises:
         ValueError: no text after the last video.
@@ -154,22 +123,29 @@ class Prefill:
 
     def __init__(
         self,
-        config: AdaTPConfig,
+        method: BetweenLayers,
         layers: int,
         layout: PromptLayout,
-        features: Tensor,
-        similarity: Tensor | None,
+        frames: Tensor | None = None,
+        similarity: Tensor | None = None,
         impl: Impl = "auto",
         average: Callable[[Tensor], Tensor] | None = None,
+        flops: float | None = None,
     ) -> None:
         layout.check()
-        self.config = config
+        self.method = method
+        self.layers = layers
         self.layout = layout
         self.impl = impl
         self.average = average
-        self.cuts = budget.schedule(config, layers)
+        self.flops = flops
+        self.cuts = method.cuts(layers)
         self.plan: Plan | None = None
         self.origins: dict[int, Tensor] = {}  # by layer of a cut: `Tokens.origin` after it
+        self.notes: list[str] = []
+        self._frames = frames
+        self._similarity = similarity
+        self._rows = method.rows(layout)
 
         # What stands before the first visual token and after the last always stays, and so does its distance
         # from that end.
@@ -178,31 +154,28 @@ class Prefill:
         self._after = layout.length - 1 - int(visual[-1])
         self._fixed = layout.length - visual.numel()
 
-        features = features[None]  # [1, n, F]
-        self._segment_of_frame = (
-            segments.partition(features, config.tau_s, layout.videos)
-            if config.segments
-            else torch.zeros(features.shape[:2], dtype=torch.int64, device=features.device)
-        )
-        self.compared = similarity is not None
-        self._similarity = None if similarity is None else similarity[None]
-        self._significant = torch.zeros_like(self._segment_of_frame, dtype=torch.bool)
-        if self._similarity is not None:
-            self._significant = segments.mean_per_segment(self._similarity, self._segment_of_frame) > config.tau_t
-        self._quota = budget.quotas(
-            list(self.cuts.values()),
-            segments.frames_per_segment(self._segment_of_frame),
-            self._significant,
-            layout.tokens_per_frame,
-            config,
-        )[0]  # [K, S]
+        self._grouping = self._group(method)
+        self._quota = self._grouping.quota  # once the first cut is made, on the device and what stays
         self._places: list[Places] = []  # after every cut
+        if not self.cuts:
+            unknown = torch.full((layout.frames,), float("nan"), dtype=torch.float64)
+            self.plan = Plan(self._grouping.segment_of_frame, unknown, self._grouping.significant, self._grouping.quota)
+
+    @property
+    def compared(self) -> bool:
+        """Whether the frames were compared with a question."""
+        return self._similarity is not None
+
+    def _group(self, method: BetweenLayers) -> Grouping:
+        ratios = list(method.cuts(self.layers).values())
+        return method.group(ratios, self.layout, self._frames, self._similarity)
 
     def tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tokens:
         """The uncut prompt: `[1, L, D]` hidden states and `[1, L, d]` rotary tables."""
         layout, device = self.layout, hidden.device
         frame = layout.frame.to(device, non_blocking=True)[None]
-        segment = torch.where(frame >= 0, self._segment_of_frame.to(device).gather(1, frame.clamp(min=0)), frame)
+        segment_of_frame = self._grouping.segment_of_frame.to(device, non_blocking=True)[None]
+        segment = torch.where(frame >= 0, segment_of_frame.gather(1, frame.clamp(min=0)), frame)
         (places,) = self._places_of([layout.length], None, device)
         return Tokens(
             hidden=hidden,
@@ -229,53 +202,92 @@ class Prefill:
             self.origins[layer] = tokens.origin
             return tokens  # every quota is above what lives: nothing goes
 
-        keep = self._keep(tokens, query, key, scale, self._quota[k].to(tokens.hidden.device))
+        scores = self._scores(tokens, query, key, scale)
         if self.plan is None:
-            self.plan = self._read(keep, tokens.segment)
+            first = self._first_cut(self.method, tokens, scores) if self.flops is None else self._fit(tokens, scores)
+            self.method, self._grouping, self._quota, self.plan, keep = first
             self._places = self._foresee(self.plan, keep.device)
-        hidden, cos, sin, segment, position, origin = compact(
-            keep,
-            [self._widths(self.plan)[k]],
-            (tokens.hidden, tokens.cos, tokens.sin, tokens.segment, tokens.position, tokens.origin),
-            impl=self.impl,
+        else:
+            keep = self._keep(tokens, scores, self._quota[k])
+        width = self._widths(self.plan)[k]
+        tables = () if self.method.renumbers else (tokens.cos, tokens.sin)
+        hidden, segment, position, origin, *moved = compact(
+            keep, [width], (tokens.hidden, tokens.segment, tokens.position, tokens.origin, *tables), impl=self.impl
         )
+        cos, sin = moved or (tokens.cos[:, :width], tokens.sin[:, :width])
         self.origins[layer] = origin
         return Tokens(hidden, cos, sin, segment, position, origin, self._places[k])
 
     @torch.no_grad()
-    def _keep(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float, quota: Tensor) -> Tensor:
-        """`[1, W]` bool: what stays of `tokens`."""
+    def _scores(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tensor:
+        """`[1, C]` float32 scores of the tokens in `tokens.places.columns`."""
+        scores = score(query, key, tokens.places.rows, tokens.places.columns, scale=scale, impl=self.impl)
+        return scores if self.average is None else self.average(scores)
+
+    def _keep(self, tokens: Tokens, scores: Tensor, quota: Tensor) -> Tensor:
+        """`[1, W]` bool: what stays of `tokens`, where segments may keep `[S]` tokens each."""
         places = tokens.places
-        scores = score(query, key, places.rows, places.columns, scale=scale, impl=self.impl)
-        if self.average is not None:
-            scores = self.average(scores)
         return select(
             scores,
             tokens.segment,
             tokens.position,
-            quota[None],
+            quota.to(scores.device, non_blocking=True)[None],
             positions=self.layout.tokens_per_frame,
             start=places.columns[0],
             begin=None if places.begin is None else places.begin.to(scores.device),
             # after the first cut no position occurs twice in a segment
-            deduplicate=self.config.local_debias and self.plan is None,
+            deduplicate=self.method.deduplicates and self.plan is None,
             impl=self.impl,
         )
 
-    def _read(self, keep: Tensor, segment: Tensor) -> Plan:
+    def _first_cut(self, method: BetweenLayers, tokens: Tokens, scores: Tensor) -> _FirstCut:
+        """What a method's first cut keeps, and so how many tokens all that follows will have."""
+        grouping = self._grouping if method is self.method else self._group(method)
+        keep = self._keep(tokens, scores, grouping.quota[0])
+        n, device = self.layout.frames, keep.device
+        living = torch.zeros(1, n, dtype=torch.int64, device=device)
+        living.scatter_add_(1, tokens.segment.clamp(min=0), (keep & (tokens.segment >= 0)).long())
+        quota = torch.cat([living, grouping.quota[1:].to(device, non_blocking=True)]).cummin(0).values  # [K, S]
+        return _FirstCut(method, grouping, quota, self._read(grouping, quota), keep)
+
+    def _read(self, grouping: Grouping, quota: Tensor) -> Plan:
         """The one host read: what the first cut kept, and what the report wants to know of the segments."""
-        n = self.layout.frames
-        living = torch.zeros(1, n, dtype=torch.int64, device=keep.device)
-        living.scatter_add_(1, segment.clamp(min=0), (keep & (segment >= 0)).long())
-        self._quota = torch.cat([living, self._quota[1:].to(keep.device)]).cummin(0).values  # [K, S]
         similarity = self._similarity
         if similarity is None:
-            similarity = torch.full((1, n), float("nan"), device=keep.device)
-        parts = [self._segment_of_frame, similarity, self._significant, self._quota]
+            similarity = torch.full((self.layout.frames,), float("nan"), device=quota.device)
+        parts = [grouping.segment_of_frame[None], similarity[None], grouping.significant[None], quota]
         # fp64 holds every count exactly
-        host = torch.cat([part.to(keep.device, torch.float64) for part in parts]).cpu()
+        host = torch.cat([part.to(quota.device, torch.float64, non_blocking=True) for part in parts]).cpu()
         segment_of_frame, similar, significant, kept = host.split([1, 1, 1, len(self.cuts)])
         return Plan(segment_of_frame[0].long(), similar[0], significant[0].bool(), kept.long())
+
+    def _fit(self, tokens: Tokens, scores: Tensor) -> _FirstCut:
+        """The first cut with the method's knob turned so that the prefill costs `flops`."""
+        assert self.flops is not None
+        low, high = self.method.knob_range
+        best = self._first_cut(self.method.with_knob(high), tokens, scores)
+        cost = self._cost(best.plan)
+        if cost < self.flops - FLOPS_TOLERANCE:
+            self.notes.append(
+                f"flops={self.flops:g} is out of reach: what deduplication leaves costs {cost:.4f} at most"
+            )
+            return best
+        while abs(cost - self.flops) > FLOPS_TOLERANCE and high - low > 1e-4:
+            middle = (low + high) / 2
+            tried = self._first_cut(self.method.with_knob(middle), tokens, scores)
+            tried_cost = self._cost(tried.plan)
+            low, high = (middle, high) if tried_cost < self.flops else (low, middle)
+            if abs(tried_cost - self.flops) < abs(cost - self.flops):
+                best, cost = tried, tried_cost
+        return best
+
+    def _cost(self, plan: Plan) -> float:
+        """FLOPs of the prefill's linear layers over the unpruned one's."""
+        after = dict(zip(self.cuts, self._widths(plan), strict=True))
+        lengths = [self.layout.length]
+        for layer in range(1, self.layers):
+            lengths.append(after.get(layer, lengths[-1]))
+        return linear_ratio(lengths, self.layout.length)
 
     def _foresee(self, plan: Plan, device: torch.device) -> list[Places]:
         """Where everything stands after every cut, computed on the host and sent in one go."""
@@ -293,7 +305,7 @@ class Prefill:
 
     def _places_of(self, widths: Sequence[int], begin: Tensor | None, device: torch.device) -> list[Places]:
         """`Places` for each of K widths, with `[K, S]` begins from the host, in one transfer nothing waits for."""
-        rows = torch.tensor(widths)[:, None] - (self.layout.length - self.layout.rows)  # [K, T]
+        rows = torch.tensor(widths)[:, None] - (self.layout.length - self._rows)  # [K, T]
         sent = (rows if begin is None else torch.cat([rows, begin], 1)).to(device, non_blocking=True)
         split = sent.split([rows.shape[1], sent.shape[1] - rows.shape[1]], 1)
         return [

@@ -33,14 +33,14 @@ class PrunedPrompt:
         """Before decoder layer `index`: cut its input, and give it what belongs to the tokens that are left.
 
         Args:
-            index: of a layer from `config.first - 1` on, each once and in order.
+            index: of a layer, from the first that scores a cut on, each once and in order.
             hidden: `[1, W, D]` what the layer before it has put out.
             kwargs: what the model would call the layer with.
 
         Returns:
             What to call it with instead.
         """
-        cuts, cache = self.prefill.cuts, kwargs.get("past_key_values")
+        method, cuts, cache = self.prefill.method, self.prefill.cuts, kwargs.get("past_key_values")
         if self._tokens is None:
             cos, sin = (table.to(hidden.device) for table in kwargs["position_embeddings"])
             self._tokens = self.prefill.tokens(hidden, cos, sin)
@@ -49,14 +49,14 @@ class PrunedPrompt:
         if index in cuts:
             self._tokens = self._cut(index, self._tokens)
         tokens = self._tokens
-        if index >= self.prefill.config.first:
+        if index >= min(cuts):
             kwargs = {
                 **kwargs,
                 "position_embeddings": (tokens.cos, tokens.sin),
                 "position_ids": None,  # flash attention takes gaps in them for packed sequences
                 "attention_mask": self._mask,
             }
-        if index + 1 in cuts:
+        if index + 1 in cuts and not method.scores_itself:
             self._scorer = index
             # where the caller wants no cache, the layer leaves its keys in one of ours
             self._cache = cache if cache is not None else DynamicCache()
@@ -80,15 +80,25 @@ class PrunedPrompt:
         self._query = self.family.rotate(self.family.decoder.layers[index], query, cos, sin)
 
     def _cut(self, index: int, tokens: Tokens) -> Tokens:
-        scorer = index - 1
+        scorer = index if self.prefill.method.scores_itself else index - 1
         layer = self.family.decoder.layers[scorer]
+        query, key = self._ask(layer, tokens) if scorer == index else self._asked(scorer)
+        device = tokens.hidden.device
+        cut = self.prefill.cut(index, tokens, query.to(device), key.to(device), self.family.scale(layer))
+        self._mask = causal_mask(cut.hidden, self.family.decoder.config._attn_implementation)
+        return cut
+
+    @torch.no_grad()
+    def _ask(self, layer: Any, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Queries of the rows that score, and keys, of a layer that has not run yet."""
+        return self.family.project(layer, tokens.hidden, tokens.places.rows[0], tokens.cos, tokens.sin)
+
+    def _asked(self, scorer: int) -> tuple[Tensor, Tensor]:
+        """The same of one that has."""
         if self._query is None:
             raise RuntimeError(
                 f"the query projection of decoder layer {scorer} did not run as a module, so the layer cannot score: "
                 "was it replaced after apply()? Call remove(), change the model, and apply() again"
             )
-        device, key = tokens.hidden.device, self._cache.layers[scorer].keys
-        cut = self.prefill.cut(index, tokens, self._query.to(device), key.to(device), self.family.scale(layer))
-        self._query = None
-        self._mask = causal_mask(cut.hidden, self.family.decoder.config._attn_implementation)
-        return cut
+        query, self._query = self._query, None
+        return query, self._cache.layers[scorer].keys

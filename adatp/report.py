@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adatp.compression import Compression
 from adatp.flops import Flops, PrefillCounter
-from adatp.prefill import Prefill, VideoGrid
+from adatp.layout import VideoGrid
+from adatp.methods.method import Method
+from adatp.prefill import Prefill
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Sample(VideoGrid):
         question: what the relevance was computed with; None where it was not.
         kept: visual tokens at every layer's input, N entries.
         similarity: text relevance of every frame, n entries; None where it was not computed.
+        method: what was applied, with the settings that it ran at; None for a prompt without a video.
     """
 
     videos: tuple[int, ...]
@@ -48,25 +52,24 @@ class Sample(VideoGrid):
     kept: tuple[int, ...]
     similarity: tuple[float, ...] | None
     segments: tuple[Segment, ...]
+    method: Method | None
     _visual: Tensor = field(repr=False, compare=False)
     _origins: dict[int, Tensor] = field(repr=False, compare=False)
 
     @property
-    def visual_tokens(self) -> int:
-        """N_v, the prunable tokens."""
-        return self.frames * self.tokens_per_frame
-
-    @property
     def first_cut(self) -> int:
         """The first layer whose input lacks visual tokens; 0 if there is none."""
-        return next((layer for layer, kept in enumerate(self.kept) if kept < self.kept[0]), 0)
+        return next((layer for layer, kept in enumerate(self.kept) if kept < self.visual_tokens), 0)
 
     def lengths(self) -> list[int]:
         """Tokens at every layer's input."""
         return [kept + self.other_tokens for kept in self.kept]
 
     def kept_mask(self, layer: int) -> Tensor:
-        """`[frames, tokens_per_frame]` bool on the host: the visual tokens in the input of `layer`."""
+        """`[frames, tokens_per_frame]` bool on the host: the visual tokens in the input of `layer`.
+
+        A merged or pooled token counts as the one it stands for.
+        """
         if not 0 <= layer < len(self.kept):
             raise ValueError(f"layer must be from 0 to {len(self.kept) - 1}, got {layer}")
         cuts = [cut for cut in self._origins if cut <= layer]
@@ -82,12 +85,14 @@ class PruningReport:
     Attributes:
         pruned: whether anything was subject to pruning.
         reason: why not, if not; else None.
+        method: what was applied; None if nothing was.
         notes: what the user should know, such as a missing text encoder.
         samples: one entry a prompt; empty if nothing was pruned.
     """
 
     pruned: bool
     reason: str | None
+    method: Method | None = None
     notes: tuple[str, ...] = ()
     samples: tuple[Sample, ...] = ()
     _text_config: Any = field(default=None, repr=False, compare=False)
@@ -130,9 +135,12 @@ class PruningReport:
     def __str__(self) -> str:
         if not self.pruned:
             return f"not pruned: {self.reason}"
-        lines = [f"prefill FLOPs of the language model: {self.flops.ratio:.1%} of unpruned", *self.notes]
+        assert self.method is not None
+        name, ratio = self.method.name, self.flops.ratio
+        lines = [f"{name}: prefill FLOPs of the language model: {ratio:.1%} of unpruned", *self.notes]
         for b, sample in enumerate(self.samples):
-            cuts = [kept for kept, before in zip(sample.kept[1:], sample.kept, strict=False) if kept != before]
+            before = (sample.visual_tokens, *sample.kept)
+            cuts = [kept for kept, earlier in zip(sample.kept, before, strict=False) if kept != earlier]
             significant = sum(segment.significant for segment in sample.segments)
             lines.append(
                 f"sample {b}: visual tokens {' -> '.join(map(str, [sample.visual_tokens, *cuts]))}; "
@@ -153,12 +161,14 @@ class PruningReport:
                 "kept": list(s.kept),
                 "similarity": None if s.similarity is None else list(s.similarity),
                 "segments": [{**asdict(g), "kept": list(g.kept)} for g in s.segments],
+                "settings": None if s.method is None else s.method.settings(),
             }
             for s in self.samples
         ]
         report: dict[str, Any] = {
             "pruned": self.pruned,
             "reason": self.reason,
+            "method": None if self.method is None else self.method.name,
             "notes": list(self.notes),
             "samples": samples,
         }
@@ -175,19 +185,18 @@ def passed_through(reason: str) -> PruningReport:
 
 def whole_sample(layers: int, length: int) -> Sample:
     """A prompt of `length` tokens without a video, which every layer sees whole."""
-    return Sample((), (0, 0), length, None, (0,) * layers, None, (), torch.zeros(0, dtype=torch.int64), {})
+    return Sample((), (0, 0), length, None, (0,) * layers, None, (), None, torch.zeros(0, dtype=torch.int64), {})
 
 
-def build_sample(prefill: Prefill, layers: int, length: int, question: str | None) -> Sample:
+def cut_sample(prefill: Prefill, length: int, question: str | None) -> Sample:
     """A prompt of `length` tokens whose prefill is finished. Reads nothing from the device.
 
     Args:
         prefill: its cuts.
-        layers: decoder layers.
         length: tokens of the prompt.
         question: what the frames were compared with, None if they were not.
     """
-    plan, layout = prefill.plan, prefill.layout
+    plan, layout, layers = prefill.plan, prefill.layout, prefill.layers
     assert plan is not None, "a finished prefill has made its first cut"
     cuts = list(prefill.cuts)
     home, similar = plan.segment_of_frame.tolist(), plan.similarity.tolist()
@@ -203,17 +212,35 @@ def build_sample(prefill: Prefill, layers: int, length: int, question: str | Non
                 kept=_by_layer(layers, len(members) * layout.tokens_per_frame, cuts, plan.kept[:, s].tolist()),
             )
         )
-    visual = layout.visual
     return Sample(
         videos=layout.videos,
         grid=layout.grid,
-        other_tokens=length - visual.numel(),
+        other_tokens=length - layout.visual_tokens,
         question=question,
-        kept=_by_layer(layers, visual.numel(), cuts, plan.kept.sum(1).tolist()),
+        kept=_by_layer(layers, layout.visual_tokens, cuts, plan.kept.sum(1).tolist()),
         similarity=None if question is None else tuple(similar),
         segments=tuple(segments),
-        _visual=visual,
+        method=prefill.method,
+        _visual=layout.visual,
         _origins={layer: origin[0] for layer, origin in prefill.origins.items()},
+    )
+
+
+def compressed_sample(compression: Compression, layers: int, length: int) -> Sample:
+    """A prompt of `length` tokens whose videos were thinned out before the decoder's `layers`."""
+    layout, kept = compression.layout, (compression.kept,) * layers
+    assert compression.origin is not None, "a finished prefill has been compressed"
+    return Sample(
+        videos=layout.videos,
+        grid=layout.grid,
+        other_tokens=length - layout.visual_tokens,
+        question=None,
+        kept=kept,
+        similarity=None,
+        segments=(Segment(0, layout.frames, None, False, kept),),
+        method=compression.method,
+        _visual=layout.visual,
+        _origins={0: compression.origin},
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from adatp.config import AdaTPConfig
+from adatp.methods import Method
 from adatp.models import family_of
 from adatp.patch import apply
 from adatp.relevance import Relevance
@@ -60,7 +60,7 @@ class Result:
     """What a run brings.
 
     Attributes:
-        pruned: the answer with AdaTP.
+        pruned: the answer with the method.
         report: what was kept.
         unpruned: the answer without, where it was asked for.
     """
@@ -108,8 +108,9 @@ def run(
     decoding: float,
     question: str,
     loaded: Loaded,
-    config: AdaTPConfig,
+    method: Method,
     *,
+    flops: float | None = None,
     max_new_tokens: int,
     compare: bool,
     impl: Impl,
@@ -122,7 +123,8 @@ def run(
         decoding: seconds that took.
         question: what to ask.
         loaded: the model.
-        config: AdaTP's hyperparameters.
+        method: how tokens are dropped.
+        flops: see `adatp.apply`.
         max_new_tokens: length of the answer, at most.
         compare: whether to run the unpruned model too.
         impl: implementation of the three operations.
@@ -145,8 +147,8 @@ def run(
     if compare:
         tell("answering without pruning")
         unpruned = _generate(loaded, inputs, before, None, max_new_tokens)
-    with apply(loaded.model, loaded.processor, config, relevance=loaded.relevance, impl=impl) as pruned:
-        tell("answering with AdaTP")
+    with apply(loaded.model, loaded.processor, method, flops=flops, relevance=loaded.relevance, impl=impl) as pruned:
+        tell(f"answering with {type(method).__name__}")
         answer = _generate(loaded, inputs, before, pruned.relevance, max_new_tokens)
         report = pruned.report
     return Result(answer, report, unpruned)

@@ -13,7 +13,7 @@ def partition(features: Tensor, tau_s: float, videos: Sequence[int] = ()) -> Ten
     Args:
         features: `[B, n, D]` a feature per frame, any floating dtype: SigLIP's pooled output where there is an aligned
             one, else the mean of the frame's patch features. A NaN similarity starts a new segment.
-        tau_s: threshold, see `AdaTPConfig.tau_s`.
+        tau_s: threshold, see `AdaTP.tau_s`.
         videos: frames of each video, where the frames are of several: no segment holds frames of two.
 
     Returns:

@@ -9,6 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from adatp.flops import Flops
+from adatp.methods import Method
+from adatp.methods.settings import describe
 from adatp.report import Sample
 from adatp.run import Answer, Result
 from adatp.video import Clip
@@ -42,7 +44,9 @@ def print_run(model: str, question: str, clip: Clip, result: Result, notes: list
     sample = result.report.samples[0]
     for note in notes:
         console.print(f"[yellow]note:[/] {escape(note)}")
+    assert result.report.method is not None
     console.print(f"[bold]model[/]     {escape(model)}")
+    console.print(f"[bold]method[/]    {describe(result.report.method)}")
     console.print(f"[bold]question[/]  {escape(question)}")
     console.print(f"[bold]answer[/]    {escape(result.pruned.text)}")
     if result.unpruned is not None:
@@ -53,12 +57,16 @@ def print_run(model: str, question: str, clip: Clip, result: Result, notes: list
     _print_flops(console, result.report.flops)
 
 
-def print_flops(model: str, flops: Flops, lengths: list[int], visual: int, text_tokens: int) -> None:
+def print_flops(model: str, method: Method, flops: Flops, lengths: list[int], visual: int, text_tokens: int) -> None:
     """Print the result of `adatp flops`."""
     console = Console(highlight=False)
     console.print(
-        f"[bold]{model}[/]: {visual} visual + {text_tokens} text tokens, the schedule alone "
-        "(deduplication, which needs a video, takes it lower)"
+        f"[bold]{model}[/], {describe(method)}: {visual} visual + {text_tokens} text tokens"
+        + (
+            ", the schedule alone (deduplication, which needs a video, takes it lower)"
+            if method.name == "adatp"
+            else ""
+        )
     )
     table = Table("layers", "visual tokens", "share", box=box.SIMPLE)
     for column in table.columns[1:]:
@@ -109,7 +117,10 @@ def _segments(sample: Sample, clip: Clip) -> Table:
 
 
 def _seconds(result: Result) -> Table:
-    table = Table("stage", "AdaTP", title="Time to first token, ms (one run)", box=box.SIMPLE)
+    assert result.report.method is not None
+    table = Table(
+        "stage", type(result.report.method).__name__, title="Time to first token, ms (one run)", box=box.SIMPLE
+    )
     answers = [result.pruned]
     if result.unpruned is not None:
         answers.append(result.unpruned)

@@ -12,7 +12,8 @@ from transformers import Qwen2Config, Qwen2Model
 
 import adatp
 from adatp.builtin import load_builtin
-from adatp.flops import MODEL_SHAPES, prefill_flops, schedule_lengths
+from adatp.flops import prefill_flops
+from adatp.shapes import MODEL_SHAPES
 from adatp_kernels.compact import compact
 from adatp_kernels.score import score
 from adatp_kernels.select import segment_begins, select
@@ -99,8 +100,8 @@ class Cut:
 
 def lengths() -> list[int]:
     """Tokens at every decoder layer's input under the schedule alone."""
-    layers = MODEL_SHAPES[CASE.model].text_config["num_hidden_layers"]
-    return schedule_lengths(adatp.AdaTPConfig(), layers, CASE.visual, CASE.text)
+    shape = MODEL_SHAPES[CASE.model]
+    return [count + CASE.text for count in adatp.AdaTP().counts(shape, shape.layers)]
 
 
 @pytest.fixture(scope="module")

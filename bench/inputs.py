@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from adatp.flops import MODEL_SHAPES
+from adatp.shapes import MODEL_SHAPES
 from adatp_kernels.select import FIXED, select_reference
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -67,7 +67,7 @@ def measure(row: str, frames: int) -> dict[str, Any]:
     pruning = (
         nullcontext()
         if row == "unpruned"
-        else adatp.apply(model, config=adatp.AdaTPConfig(p=float(row)), relevance=relevance, question="What happens?")
+        else adatp.apply(model, method=adatp.AdaTP(p=float(row)), relevance=relevance, question="What happens?")
     )
     with pruning as pruned:
         # a first, short run pays for what only a first run needs

@@ -23,7 +23,7 @@ from random_prefill import prefill
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
-from adatp.prefill import PromptLayout
+from adatp.layout import PromptLayout
 from adatp_kernels import compact, score, select
 from adatp_kernels.compact import PADDING
 from adatp_kernels.compact_triton import MAX_PROGRAMS, compact_triton, token_block

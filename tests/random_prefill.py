@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from adatp import AdaTPConfig
-from adatp.prefill import Prefill, PromptLayout, Tokens
+from adatp import AdaTP
+from adatp.layout import PromptLayout
+from adatp.prefill import Prefill, Tokens
 from adatp_kernels.dispatch import Impl
 from adatp_kernels.select import FIXED
 
@@ -39,7 +40,7 @@ def prefill(
         return torch.randn(*shape, dtype=torch.bfloat16, device=device)
 
     similarity = torch.rand(layout.frames, device=device) - 0.4
-    cuts = Prefill(AdaTPConfig(), LAYERS, layout, random(layout.frames, 32), similarity, impl)
+    cuts = Prefill(AdaTP(), LAYERS, layout, random(layout.frames, 32), similarity, impl)
     tokens = cuts.tokens(random(1, length, WIDTH), random(1, length, DIM), random(1, length, DIM))
     after = []
     for layer in cuts.cuts:

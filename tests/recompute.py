@@ -17,7 +17,16 @@ def kept_tokens(sample: Sample, prompt: int, padding: int = 0) -> list[Tensor]:
     return result
 
 
-def recompute(model, embeds: Tensor, kept: list[Tensor], padding: int = 0, attentions: list | None = None) -> Tensor:
+def recompute(
+    model,
+    embeds: Tensor,
+    kept: list[Tensor],
+    padding: int = 0,
+    attentions: list | None = None,
+    *,
+    renumber: bool = False,
+    before: list | None = None,
+) -> Tensor:
     """Logits of the last text and of every generated token.
 
     Args:
@@ -25,6 +34,9 @@ def recompute(model, embeds: Tensor, kept: list[Tensor], padding: int = 0, atten
         kept: for every layer the prompt tokens that enter it.
         padding: left padding of the prompt, which positions do not count.
         attentions: filled with every layer's `[H, W, W]` attention and the tokens it is over, if given.
+        renumber: whether the tokens that are left take consecutive positions.
+        before: filled with every layer's attention over what the layer before it has put out, if given, and the
+            tokens that is.
 
     Returns:
         `[W, V]` logits of the tokens that entered the last layer.
@@ -33,18 +45,32 @@ def recompute(model, embeds: Tensor, kept: list[Tensor], padding: int = 0, atten
     length, prompt = embeds.shape[0], int(kept[0][-1]) + 1
     alive = torch.arange(padding, length)
     hidden = embeds[alive]
+
+    def tables() -> tuple[Tensor, Tensor]:
+        positions = torch.arange(len(alive)) if renumber else alive - padding
+        cos, sin = decoder.rotary_emb(hidden, positions[None])
+        return cos[0], sin[0]
+
     for layer, prompt_tokens in zip(decoder.layers, kept, strict=True):
+        if before is not None:
+            before.append((_layer(layer, hidden, *tables())[1], alive))
         wanted = torch.cat([prompt_tokens, torch.arange(prompt, length)])
         hidden = hidden[torch.isin(alive, wanted)]
         alive = wanted
-        cos, sin = decoder.rotary_emb(hidden, (alive - padding)[None])
-        hidden, attention = _layer(layer, hidden, cos[0], sin[0])
+        hidden, attention = _layer(layer, hidden, *tables())
         if attentions is not None:
             attentions.append((attention, alive))
     return model.lm_head(decoder.norm(hidden))
 
 
 def _layer(layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    query, key, value = project(layer, hidden, cos, sin)
+    future = torch.ones(len(hidden), len(hidden), dtype=torch.bool).triu(1)
+    return attend(layer, hidden, query, key, value, future)
+
+
+def project(layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Post-rotary queries `[H, W, d]` and keys, and values, `[H, W, d]` repeated for the heads that share them."""
     attention = layer.self_attn
     x = layer.input_layernorm(hidden)
     query, key, value = (
@@ -53,10 +79,13 @@ def _layer(layer, hidden: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Ten
     )
     query, key = _rotate(query, cos, sin), _rotate(key, cos, sin)
     repeats = query.shape[0] // key.shape[0]
-    key, value = key.repeat_interleave(repeats, 0), value.repeat_interleave(repeats, 0)
-    logits = query @ key.transpose(1, 2) * attention.head_dim**-0.5
-    future = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
-    weights = logits.masked_fill(future, float("-inf")).softmax(-1)
+    return query, key.repeat_interleave(repeats, 0), value.repeat_interleave(repeats, 0)
+
+
+def attend(layer, hidden: Tensor, query: Tensor, key: Tensor, value: Tensor, hide: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer makes of `[W, D]` where `hide`, `[W, K]` bool, is not seen; and its `[H, W, K]` attention."""
+    attention = layer.self_attn
+    weights = (query @ key.transpose(1, 2) * attention.head_dim**-0.5).masked_fill(hide, float("-inf")).softmax(-1)
     hidden = hidden + attention.o_proj((weights @ value).transpose(0, 1).flatten(1))
     return hidden + layer.mlp(layer.post_attention_layernorm(hidden)), weights
 

@@ -34,9 +34,14 @@ def test_kernels_know_torch_and_triton_only(path):
     assert not packages(imports(path)) & {"adatp", "transformers", "numpy"}
 
 
-@pytest.mark.parametrize("name", ["config", "segments", "budget", "prefill"])
-def test_the_method_knows_nothing_of_transformers(name):
-    assert "transformers" not in packages(imports(ROOT / "adatp" / f"{name}.py"))
+METHOD = [
+    ROOT / "adatp" / f"{name}.py" for name in ("layout", "segments", "budget", "prefill", "compression", "sparse")
+]
+
+
+@pytest.mark.parametrize("path", [*METHOD, *sorted((ROOT / "adatp" / "methods").glob("*.py"))], ids=lambda p: p.stem)
+def test_the_methods_know_nothing_of_transformers(path):
+    assert "transformers" not in packages(imports(path))
 
 
 def test_the_package_has_no_circles():

@@ -7,13 +7,18 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from adatp.budget import quotas, round_half_up, schedule
-from adatp.config import AdaTPConfig
+from adatp import budget
+from adatp.budget import round_half_up
+from adatp.methods import AdaTP
+
+
+def quotas(ratios, frames, significant, c, method):
+    return budget.quotas(ratios, frames, significant, c, alpha=method.alpha, gamma=method.gamma)
 
 
 def quotas_of(ratio, frames, significant, c, **settings_):
     """The quotas of one sample and one cut."""
-    got = quotas([ratio], torch.tensor([frames]), torch.tensor([significant]), c, AdaTPConfig(**settings_))
+    got = quotas([ratio], torch.tensor([frames]), torch.tensor([significant]), c, AdaTP(**settings_))
     assert got.dtype == torch.int64
     assert got.shape == (1, 1, len(frames))
     return got[0, 0].tolist()
@@ -91,9 +96,9 @@ def test_equations_4_and_5_with_any_numbers(segments, c, ratio, alpha, gamma):
 )
 def test_the_papers_settings(segments, c, p):
     """Every cut of a 24-layer model, against the decimals of section 4.1."""
-    config = AdaTPConfig(p=p)
+    config = AdaTP(p=p)
     frames, significant = [size for size, _ in segments], [chosen for _, chosen in segments]
-    got = quotas(list(schedule(config, 24).values()), torch.tensor([frames]), torch.tensor([significant]), c, config)
+    got = quotas(list(config.cuts(24).values()), torch.tensor([frames]), torch.tensor([significant]), c, config)
     decimals = oracle.schedule(24, Fraction(p), 2, 12, Fraction("0.40"), Fraction("0.12"))[2:14]
     for r, row in zip(decimals, got[0].tolist(), strict=True):
         exact = oracle.exact_quotas(r, frames, significant, c, Fraction("2.2"), Fraction("0.75"))
@@ -145,7 +150,7 @@ def test_batches_and_slots_without_frames(cases, second):
     frames = [case["frames"] + [0] * (slots - len(case["frames"])) for case in cases]
     # whatever is said of a slot without frames counts for nothing
     significant = [case["significant"] + [True] * (slots - len(case["significant"])) for case in cases]
-    config = AdaTPConfig(alpha=first["alpha"], gamma=first["gamma"])
+    config = AdaTP(alpha=first["alpha"], gamma=first["gamma"])
     ratios = [first["ratio"], second]
     got = quotas(ratios, torch.tensor(frames), torch.tensor(significant), first["c"], config).tolist()
     for case, per_cut in zip(cases, got, strict=True):
@@ -240,7 +245,7 @@ def test_no_host_read():
     """On the meta device there is no value that the host could read."""
     frames = torch.empty(2, 5, dtype=torch.int64, device="meta")
     significant = torch.empty(2, 5, dtype=torch.bool, device="meta")
-    assert quotas([0.4, 0.3, 0.2], frames, significant, 196, AdaTPConfig()).shape == (2, 3, 5)
+    assert quotas([0.4, 0.3, 0.2], frames, significant, 196, AdaTP()).shape == (2, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -257,8 +262,8 @@ def test_the_schedule_of_section_4_1(data, layers, start_ratio, end_share, p_sha
     last = data.draw(st.integers(first, layers - 1))
     end_ratio, p = start_ratio * end_share, p_share / start_ratio
     assume(end_ratio <= start_ratio and p <= 1 / start_ratio)
-    config = AdaTPConfig(p=p, first=first, last=last, start_ratio=start_ratio, end_ratio=end_ratio)
-    cuts = schedule(config, layers)
+    config = AdaTP(p=p, first=first, last=last, start_ratio=start_ratio, end_ratio=end_ratio)
+    cuts = config.cuts(layers)
     want = oracle.schedule(layers, p, first, last, start_ratio, end_ratio)
     assert list(cuts) == [layer for layer in range(first, layers) if layer <= last + 1]
     ratio = 1.0  # the input of a layer without a cut is the last layer's
@@ -270,7 +275,7 @@ def test_the_schedule_of_section_4_1(data, layers, start_ratio, end_share, p_sha
 @pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
 @pytest.mark.parametrize(("layers", "last"), [(24, 12), (28, 16)])
 def test_the_papers_schedule(layers, last, p):
-    cuts = schedule(AdaTPConfig(p=p), layers)
+    cuts = AdaTP(p=p).cuts(layers)
     assert list(cuts) == list(range(2, last + 2))
     assert cuts[2] == pytest.approx(0.40 * p, rel=1e-14)
     assert cuts[last + 1] == pytest.approx(0.12 * p, rel=1e-14)
@@ -280,18 +285,18 @@ def test_the_papers_schedule(layers, last, p):
 
 
 def test_one_gradual_layer():
-    assert schedule(AdaTPConfig(first=3, last=3), 8) == {3: pytest.approx(0.40), 4: pytest.approx(0.12)}
+    assert AdaTP(first=3, last=3).cuts(8) == {3: pytest.approx(0.40), 4: pytest.approx(0.12)}
 
 
 def test_a_schedule_up_to_the_models_last_layer_has_no_cut_after_it():
-    assert list(schedule(AdaTPConfig(last=7), 8)) == [2, 3, 4, 5, 6, 7]
+    assert list(AdaTP(last=7).cuts(8)) == [2, 3, 4, 5, 6, 7]
 
 
 def test_a_flat_schedule():
-    cuts = schedule(AdaTPConfig(start_ratio=0.25, end_ratio=0.25, last=6), 24)
+    cuts = AdaTP(start_ratio=0.25, end_ratio=0.25, last=6).cuts(24)
     assert set(cuts.values()) == {0.25}
 
 
 def test_a_schedule_needs_enough_layers():
     with pytest.raises(ValueError, match="last"):
-        schedule(AdaTPConfig(), 14)
+        AdaTP().cuts(14)

@@ -16,7 +16,7 @@ def filled(kept=KEPT, new=0):
 
 def test_tokens_without_a_mask_of_this_layer_are_refused():
     layer, new = filled(), torch.zeros(2, 1, 1, 1)
-    with pytest.raises(RuntimeError, match="only be continued while AdaTP is applied"):
+    with pytest.raises(RuntimeError, match="only be continued while the method is applied"):
         layer.update(new, new)
     layer.decode_mask(None, 1, "sdpa")
     layer.update(new, new)
@@ -185,7 +185,7 @@ def test_a_static_layer_keeps_its_buffers(sdpa):
 def test_a_static_layer_without_a_mask_of_its_own_is_refused(sdpa):
     cache = StaticCache(config(sdpa), 8)
     fill_layer(cache, 0, [part(5, 1)], 5, 0, pruned=True)
-    with pytest.raises(RuntimeError, match="only be continued while AdaTP is applied"):
+    with pytest.raises(RuntimeError, match="only be continued while the method is applied"):
         cache.update(*part(1, 1), 0)
     cache.reset()
     cache.update(*part(1, 1), 0)

@@ -192,7 +192,7 @@ def calls(builtin):
 
 
 def test_a_thousand_generations_of_changing_shapes_leak_nothing():
-    process, config, after = psutil.Process(), adatp.AdaTPConfig(last=2), {}
+    process, config, after = psutil.Process(), adatp.AdaTP(last=2), {}
     models = [make(image_size=56, layers=4) for make in (load_builtin, small_llava_video)]
     with ExitStack() as applied:
         for each in models:

@@ -3,14 +3,14 @@ import math
 
 import pytest
 
-from adatp.config import AdaTPConfig
+from adatp.methods import AdaTP
 
 BELOW_0, ABOVE_0 = -5e-324, 5e-324
 BELOW_1, ABOVE_1 = math.nextafter(1.0, 0), math.nextafter(1.0, 2)
 
 
 def test_the_papers_defaults():
-    assert dataclasses.asdict(AdaTPConfig()) == {
+    assert dataclasses.asdict(AdaTP()) == {
         "p": 1.0,
         "first": 2,
         "last": None,
@@ -56,7 +56,7 @@ def test_the_papers_defaults():
     ],
 )
 def test_within_range(fields):
-    config = AdaTPConfig(**fields)
+    config = AdaTP(**fields)
     assert all(getattr(config, name) == value for name, value in fields.items())
 
 
@@ -92,65 +92,65 @@ def test_within_range(fields):
 )
 def test_out_of_range(name, value):
     with pytest.raises(ValueError, match=rf"^{name} must be .*got {value!r}"):
-        AdaTPConfig(**{name: value})
+        AdaTP(**{name: value})
 
 
 def test_p_is_limited_by_the_start_ratio():
     with pytest.raises(ValueError, match="p must be"):
-        AdaTPConfig(p=2.1, start_ratio=0.5)
+        AdaTP(p=2.1, start_ratio=0.5)
 
 
 def test_last_is_no_earlier_than_first():
     with pytest.raises(ValueError, match="last must be"):
-        AdaTPConfig(first=6, last=5)
+        AdaTP(first=6, last=5)
 
 
 def test_the_start_ratio_may_not_fall_below_the_end_ratio():
     with pytest.raises(ValueError, match="end_ratio must be"):
-        AdaTPConfig(start_ratio=0.1)
+        AdaTP(start_ratio=0.1)
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(AdaTPConfig)])
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(AdaTP)])
 def test_frozen(field):
-    config = AdaTPConfig()
+    config = AdaTP()
     with pytest.raises(dataclasses.FrozenInstanceError):
         setattr(config, field, getattr(config, field))
 
 
 def test_replace_is_validated():
-    assert dataclasses.replace(AdaTPConfig(), p=2.0).p == 2.0
+    assert dataclasses.replace(AdaTP(), p=2.0).p == 2.0
     with pytest.raises(ValueError, match="gamma"):
-        dataclasses.replace(AdaTPConfig(), gamma=2.0)
+        dataclasses.replace(AdaTP(), gamma=2.0)
 
 
 def test_equal_configurations_are_interchangeable():
-    assert AdaTPConfig(p=2.0) == AdaTPConfig(p=2.0)
-    assert hash(AdaTPConfig(p=2.0)) == hash(AdaTPConfig(p=2.0))
+    assert AdaTP(p=2.0) == AdaTP(p=2.0)
+    assert hash(AdaTP(p=2.0)) == hash(AdaTP(p=2.0))
 
 
 @pytest.mark.parametrize(("layers", "last"), [(24, 12), (28, 16), (15, 3), (80, 68)])
 def test_the_schedule_ends_twelve_layers_before_the_models_end(layers, last):
-    assert AdaTPConfig().last_of(layers) == last
+    assert AdaTP().last_of(layers) == last
 
 
 @pytest.mark.parametrize("layers", [14, 13, 4])
 def test_small_models_need_their_own_last(layers):
-    with pytest.raises(ValueError, match=rf"AdaTPConfig\(last=\.\.\.\).* 2 to {layers - 1}\b"):
-        AdaTPConfig().last_of(layers)
+    with pytest.raises(ValueError, match=rf"AdaTP\(last=\.\.\.\).* 2 to {layers - 1}\b"):
+        AdaTP().last_of(layers)
 
 
 @pytest.mark.parametrize(("last", "layers"), [(2, 24), (12, 24), (23, 24), (3, 4), (2, 3)])
 def test_an_explicit_last_holds(last, layers):
-    assert AdaTPConfig(last=last).last_of(layers) == last
+    assert AdaTP(last=last).last_of(layers) == last
 
 
 @pytest.mark.parametrize(("last", "layers"), [(24, 24), (25, 24), (4, 4)])
 def test_an_explicit_last_is_a_layer_of_the_model(last, layers):
     with pytest.raises(ValueError, match=rf"last must be .*at most {layers - 1}.*got {last}"):
-        AdaTPConfig(last=last).last_of(layers)
+        AdaTP(last=last).last_of(layers)
 
 
 def test_the_default_needs_room_after_first():
-    assert AdaTPConfig(first=11).last_of(24) == 12
+    assert AdaTP(first=11).last_of(24) == 12
     with pytest.raises(ValueError, match="last"):
-        AdaTPConfig(first=13).last_of(24)
+        AdaTP(first=13).last_of(24)

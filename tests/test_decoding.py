@@ -31,8 +31,8 @@ import adatp
 from adatp.builtin import load_builtin
 from adatp.cache import PrunedLayer
 
-EVERYTHING = adatp.AdaTPConfig(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
-SHALLOW = {config: replace(config or adatp.AdaTPConfig(), last=3) for config in (EVERYTHING, None)}
+EVERYTHING = adatp.AdaTP(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
+SHALLOW = {config: replace(config or adatp.AdaTP(), last=3) for config in (EVERYTHING, None)}
 TOKENS = 10
 PICTURE, LONG = "What is in the picture?", "How many shots are there in this video of many colours?"
 SINGLE, PADDED = [PICTURE], [PICTURE, "And why?"]
@@ -71,7 +71,7 @@ def shallow(request):
 
 
 def applied(builtin, config=None):
-    return adatp.apply(builtin.model, builtin.processor, config, relevance=builtin.relevance)
+    return adatp.apply(builtin.model, builtin.processor, config or adatp.AdaTP(), relevance=builtin.relevance)
 
 
 def plain(builtin, inputs, seed=0, **settings):
@@ -420,7 +420,7 @@ class TestAssistant:
     def test_a_pruned_one_is_refused(self, videollm):
         """Transformers hands an assistant no video."""
         assistant, inputs = load(videollm.model.config.model_type), make_inputs(videollm, SINGLE)
-        with applied(assistant), pytest.raises(ValueError, match="apply AdaTP to the assisted model only"):
+        with applied(assistant), pytest.raises(ValueError, match="apply the method to the assisted model only"):
             generate(videollm, inputs, assistant_model=assistant.model)
 
     def test_the_model_itself_is_refused(self, videollm):
@@ -505,7 +505,7 @@ class TestCacheOfTheCaller:
         cache = static(videollm) if fixed else DynamicCache(config=videollm.model.config.text_config)
         output, _ = generate(videollm, inputs, past_key_values=cache)
         mask = torch.ones(1, output.sequences.shape[1], dtype=torch.int64)
-        with pytest.raises(RuntimeError, match="only be continued while AdaTP is applied"):
+        with pytest.raises(RuntimeError, match="only be continued while the method is applied"):
             videollm.model.generate(output.sequences, attention_mask=mask, past_key_values=cache, max_new_tokens=2)
 
 

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from adatp.models.llava_onevision import LlavaOnevision
-from adatp.prefill import PromptLayout
+from adatp.layout import PromptLayout
 from adatp.processor import TorchOnlyProcessor, load_processor
 from adatp_kernels.select import FIXED
 
@@ -136,7 +136,7 @@ def facts(folder: str) -> dict:
         )  # fmt: skip
         return output.sequences[0, -TOKENS:], torch.cat(output.logits)
 
-    everything = adatp.AdaTPConfig(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
+    everything = adatp.AdaTP(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
     saved, plain, embeds = generate(model), generate(), prompt_embeds(toy.model, inputs)[0]
     with adatp.apply(toy.model, toy.processor, everything):
         same = generate()

@@ -6,8 +6,9 @@ import torch
 from outputs import Outputs
 from transformers import Qwen2Config
 
-from adatp.config import AdaTPConfig
-from adatp.flops import MODEL_SHAPES, Flops, prefill_flops, schedule_lengths, shape_flops
+from adatp.flops import Flops, linear_ratio, prefill_flops
+from adatp.methods import AdaTP
+from adatp.shapes import MODEL_SHAPES, ModelShape, shape_flops
 
 SMALL = {
     "hidden_size": 48,
@@ -33,7 +34,7 @@ def attention_flops(shape, length):
 
 def percent(model, **settings):
     shape = MODEL_SHAPES[model]
-    flops, _ = shape_flops(shape, AdaTPConfig(**settings), shape.text_tokens)
+    flops, _ = shape_flops(shape, AdaTP(**settings), shape.text_tokens)
     return 100 * flops.ratio
 
 
@@ -95,6 +96,11 @@ def test_the_ratio_of_linear_layers_is_that_of_the_lengths():
     assert flops.attention / flops.attention_full < flops.ratio_with_attention < flops.ratio
 
 
+def test_the_ratio_can_be_had_from_the_lengths_without_counting():
+    lengths = [40, 40, 20, 10, 10]
+    assert linear_ratio(lengths, 40) == pytest.approx(prefill_flops(Qwen2Config(**SMALL), lengths, 40).ratio, rel=1e-12)
+
+
 def test_prefills_add_up():
     total = Flops(1, 2, 3, 4) + Flops(10, 20, 30, 40)
     assert total == Flops(11, 22, 33, 44)
@@ -115,18 +121,18 @@ def test_prefills_add_up():
 def test_lengths_of_the_schedule(layers, last, p):
     ratios = oracle.schedule(layers, p, 2, last, 0.40, 0.12)
     # 6272 times a ratio of the paper's is nowhere near a half
-    assert schedule_lengths(AdaTPConfig(p=p), layers, 6272, 113) == [floor(6272 * r + 1 / 2) + 113 for r in ratios]
+    assert AdaTP(p=p).counts(MODEL_SHAPES["onevision-0.5b"], layers) == [floor(6272 * r + 1 / 2) for r in ratios]
 
 
 def test_lengths_round_halves_up():
-    config = AdaTPConfig(start_ratio=0.25, end_ratio=0.25, last=2)
-    assert schedule_lengths(config, 4, 10, 0) == [10, 10, 3, 3]
+    video = ModelShape({"num_hidden_layers": 4}, (2,), (1, 5), 0)
+    assert AdaTP(start_ratio=0.25, end_ratio=0.25, last=2).counts(video, 4) == [10, 10, 3, 3]
 
 
 def test_shape_flops_counts_the_lengths_it_returns():
     shape = MODEL_SHAPES["onevision-0.5b"]
-    flops, lengths = shape_flops(shape, AdaTPConfig(), 50)
-    assert lengths == schedule_lengths(AdaTPConfig(), 24, 6272, 50)
+    flops, lengths = shape_flops(shape, AdaTP(), 50)
+    assert lengths == [count + 50 for count in AdaTP().counts(shape, 24)]
     assert flops == prefill_flops(Qwen2Config(**shape.text_config), lengths, 6322)
 
 
@@ -142,5 +148,5 @@ def test_counting_takes_no_memory():
     with Outputs() as seen:
         torch.zeros(3, 4)
         assert sum(seen.in_memory) == 12
-        shape_flops(shape, AdaTPConfig(), shape.text_tokens)
+        shape_flops(shape, AdaTP(), shape.text_tokens)
     assert sum(seen.in_memory) < 10_000

@@ -13,7 +13,7 @@ TOKENS = 32
 
 
 def generate(builtin, inputs, config=None, **settings):
-    with adatp.apply(builtin.model, builtin.processor, config, relevance=builtin.relevance) as pruned:
+    with adatp.apply(builtin.model, builtin.processor, config or adatp.AdaTP(), relevance=builtin.relevance) as pruned:
         output = builtin.model.generate(
             **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True,
             **settings,
@@ -21,9 +21,7 @@ def generate(builtin, inputs, config=None, **settings):
         return output, pruned.report
 
 
-@pytest.mark.parametrize(
-    "config", [adatp.AdaTPConfig(), adatp.AdaTPConfig(p=2.0, tau_t=-1.0), adatp.AdaTPConfig(first=1)]
-)
+@pytest.mark.parametrize("config", [adatp.AdaTP(), adatp.AdaTP(p=2.0, tau_t=-1.0), adatp.AdaTP(first=1)])
 def test_greedy(small, config):
     inputs = make_inputs(small, ["What is in the picture?"])
     prompt = prompt_embeds(small.model, inputs)[0]

@@ -6,9 +6,9 @@ from conftest import make_clip, make_inputs
 from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config
 
 import adatp
-from adatp.flops import MODEL_SHAPES
 from adatp.models import families, family_of
 from adatp.models.llava_onevision import LlavaOnevision
+from adatp.shapes import MODEL_SHAPES
 from adatp_kernels.select import FIXED
 
 
@@ -127,7 +127,7 @@ def test_the_published_configuration():
     assert family.grid == (14, 14)
     assert family.tower_layers == 26
     assert family.siglip == "google/siglip-so400m-patch14-384"
-    assert adatp.AdaTPConfig().last_of(len(family.decoder.layers)) == 12
+    assert adatp.AdaTP().last_of(len(family.decoder.layers)) == 12
     ids = torch.full((1, 6273), model.config.video_token_id)
     layout = family.layout(torch.cat([ids[0], torch.zeros(20, dtype=torch.int64)]))
     assert layout.videos == (32,)

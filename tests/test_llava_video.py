@@ -19,7 +19,6 @@ from transformers import (
 )
 from transformers.video_utils import VideoMetadata
 
-from adatp.flops import MODEL_SHAPES
 from adatp.models import families, family_of
 from adatp.models.llava_video import (
     LlavaVideo,
@@ -28,6 +27,7 @@ from adatp.models.llava_video import (
     LlavaVideoModel,
     LlavaVideoProcessor,
 )
+from adatp.shapes import MODEL_SHAPES
 from adatp_kernels.select import FIXED
 
 TIMES = {"fps": 2.0, "frames_indices": [0, 5, 9], "total_num_frames": 21}

@@ -35,7 +35,7 @@ def test_newlines_are_a_margin_on_the_right():
 
 @pytest.mark.parametrize(
     ("config", "layers"),
-    [(adatp.AdaTPConfig(), [2, 5]), (adatp.AdaTPConfig(first=4, last=4, start_ratio=0.1, end_ratio=0.1), [4])],
+    [(adatp.AdaTP(), [2, 5]), (adatp.AdaTP(first=4, last=4, start_ratio=0.1, end_ratio=0.1), [4])],
 )
 def test_default_layers_are_the_first_and_the_last_cut(sdpa, config, layers):
     inputs = make_inputs(sdpa, ["What?"])

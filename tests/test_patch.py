@@ -24,7 +24,7 @@ def alone(model, inputs):
         yield decoder(inputs_embeds=embeds[None, mask], position_ids=positions).last_hidden_state[0]
 
 
-EVERYTHING = adatp.AdaTPConfig(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
+EVERYTHING = adatp.AdaTP(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
 
 
 def hooks_of(model):
@@ -270,7 +270,7 @@ class TestQuestion:
             "input_ids": inputs["input_ids"][1:, -length:],
             "pixel_values_videos": inputs["pixel_values_videos"][1:],
         }
-        config = adatp.AdaTPConfig(tau_t=-1.0)
+        config = adatp.AdaTP(tau_t=-1.0)
         with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, config, relevance=sdpa.relevance) as pruned:
             with pytest.warns(adatp.NoRelevanceWarning, match="sample 0 has no question"):
                 sdpa.model(**inputs)
@@ -288,7 +288,7 @@ def test_segments_do_not_depend_on_global_debiasing(sdpa):
     inputs = make_inputs(sdpa, ["What is in the picture?"], frames=12, seed=3)
     segments = []
     for debias in (True, False):
-        config = adatp.AdaTPConfig(tau_s=0.99, global_debias=debias)
+        config = adatp.AdaTP(tau_s=0.99, global_debias=debias)
         with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, config, relevance=sdpa.relevance) as pruned:
             sdpa.model(**inputs)
         segments.append([(s.start, s.stop) for s in pruned.report.samples[0].segments])
@@ -299,7 +299,7 @@ def test_segments_do_not_depend_on_global_debiasing(sdpa):
 
 def test_a_video_of_which_nothing_is_left_is_noted(sdpa):
     inputs = make_inputs(sdpa, ["What is in the picture?"])
-    config = adatp.AdaTPConfig(p=1e-6)
+    config = adatp.AdaTP(p=1e-6)
     with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, config, relevance=sdpa.relevance) as pruned:
         assert sdpa.model(**inputs).logits.isfinite().all()
     assert pruned.report.samples[0].kept[2:] == (0,) * 14
@@ -356,9 +356,9 @@ class TestRefusals:
 
     def test_too_few_layers(self):
         builtin = load_builtin(image_size=84, layers=14)
-        with pytest.raises(ValueError, match=r"14 decoder layers.*AdaTPConfig\(last="):
+        with pytest.raises(ValueError, match=r"14 decoder layers.*AdaTP\(last="):
             adatp.apply(builtin.model, builtin.processor, relevance=builtin.relevance)
-        config = adatp.AdaTPConfig(last=6)
+        config = adatp.AdaTP(last=6)
         adatp.apply(builtin.model, builtin.processor, config, relevance=builtin.relevance).remove()
 
     @pytest.mark.parametrize(("impl", "error"), [("triton", RuntimeError), ("cuda", ValueError)])
@@ -439,7 +439,7 @@ class TestRefusals:
             with adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
                 cache = sdpa.model(**sdpa_inputs, use_cache=True).past_key_values
                 sdpa.model(input_ids=torch.tensor([[20]]), past_key_values=cache)
-            with pytest.raises(RuntimeError, match="only be continued while AdaTP is applied"):
+            with pytest.raises(RuntimeError, match="only be continued while the method is applied"):
                 sdpa.model(input_ids=torch.tensor([[20]]), past_key_values=cache)
 
     def test_half_a_video(self, sdpa, sdpa_inputs):

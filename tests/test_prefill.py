@@ -24,13 +24,13 @@ from adatp_kernels.select import FIXED, segment_begins
 IMPL = "triton" if interpreted() else "reference"
 
 CONFIGS = {
-    "paper": adatp.AdaTPConfig(),
-    "p=2": adatp.AdaTPConfig(p=2.0),
-    "all segments significant": adatp.AdaTPConfig(tau_t=-1.0),
-    "no segment significant": adatp.AdaTPConfig(tau_t=1.0),
-    "no local debiasing": adatp.AdaTPConfig(local_debias=False),
-    "no segments": adatp.AdaTPConfig(segments=False, global_debias=False, local_debias=False),
-    "early and steep": adatp.AdaTPConfig(first=1, last=8, start_ratio=0.9, end_ratio=0.05, tau_s=0.5),
+    "paper": adatp.AdaTP(),
+    "p=2": adatp.AdaTP(p=2.0),
+    "all segments significant": adatp.AdaTP(tau_t=-1.0),
+    "no segment significant": adatp.AdaTP(tau_t=1.0),
+    "no local debiasing": adatp.AdaTP(local_debias=False),
+    "no segments": adatp.AdaTP(segments=False, global_debias=False, local_debias=False),
+    "early and steep": adatp.AdaTP(first=1, last=8, start_ratio=0.9, end_ratio=0.05, tau_s=0.5),
 }
 
 
@@ -110,7 +110,7 @@ def make(layout, device="cpu", impl=IMPL, **settings):
     torch.manual_seed(1)
     features = torch.randn(6, 8)
     features[1] = features[0]
-    config = adatp.AdaTPConfig(last=4, **settings)
+    config = adatp.AdaTP(last=4, **settings)
     return Prefill(config, 12, layout, features.to(device), torch.rand(6).sub(0.4).to(device), impl)
 
 
@@ -155,7 +155,7 @@ def test_counts_follow_from_the_first_cut(layout):
 
 def test_no_segment_holds_frames_of_two_videos():
     layout = random_layout(3, 10, 2, grid=(3, 3))
-    prefill = Prefill(adatp.AdaTPConfig(last=4), 12, layout, torch.ones(6, 8), None, IMPL)
+    prefill = Prefill(adatp.AdaTP(last=4), 12, layout, torch.ones(6, 8), None, IMPL)
     run(prefill, layout, "cpu")
     assert prefill.plan.segment_of_frame.tolist() == [0, 0, 0, 1, 1, 1]
 
@@ -167,8 +167,8 @@ def test_the_device_is_read_once(layout, monkeypatch, impl):
     expected = run(host, layout, "cpu")
     reads = []
 
-    def read(self, keep, segment):
-        reads.append(keep.device.type)
+    def read(self, grouping, quota):
+        reads.append(quota.device.type)
         return host.plan
 
     monkeypatch.setattr(Prefill, "_read", read)
@@ -274,6 +274,24 @@ def test_the_kernels_keep_what_the_reference_keeps(sdpa, name):
     torch.testing.assert_close(logits["triton"], logits["reference"], rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.skipif(not interpreted(), reason="the kernels run on the host in Triton's interpreter only")
+@pytest.mark.parametrize("method", ["fastv", "pyramiddrop", "visionzip", "dycoke"])
+def test_the_kernels_keep_what_the_reference_keeps_for_other_methods(sdpa, method):
+    """And after two tokens of decoding, in which DyCoke scores and selects too."""
+    inputs = make_inputs(sdpa, ["What is in the picture?", "Where?"], frames=6, seed=3)
+    kept, logits = {}, {}
+    for impl in ("reference", "triton"):
+        with adatp.apply(sdpa.model, sdpa.processor, method, impl=impl) as pruned:
+            output = sdpa.model.generate(
+                **inputs, max_new_tokens=3, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+            logits[impl] = torch.stack(output.logits)
+        kept[impl] = torch.stack([s.kept_mask(layer) for s in pruned.report.samples for layer in range(16)])
+    assert torch.equal(kept["triton"], kept["reference"])
+    torch.testing.assert_close(logits["triton"], logits["reference"], rtol=1e-5, atol=1e-5)
+
+
 def test_a_cut_that_drops_nothing_moves_nothing(layout, monkeypatch):
     prefill = make(layout, start_ratio=1.0, end_ratio=1.0, alpha=1.0, local_debias=False, global_debias=True, tau_t=1.0)
     calls = []
@@ -286,7 +304,7 @@ def test_a_cut_that_drops_nothing_moves_nothing(layout, monkeypatch):
 
 def test_a_segment_is_significant_only_above_the_threshold(layout):
     similarity = torch.tensor([0.25, 0.5, 0.75, 0.5, 0.0, 0.1])
-    prefill = Prefill(adatp.AdaTPConfig(last=4, tau_t=0.5), 12, layout, torch.eye(6), similarity, IMPL)
+    prefill = Prefill(adatp.AdaTP(last=4, tau_t=0.5), 12, layout, torch.eye(6), similarity, IMPL)
     run(prefill, layout, "cpu")
     assert prefill.plan.significant.tolist() == [False, False, True, False, False, False]
 
@@ -310,6 +328,6 @@ def test_other_ranks_have_a_say_before_the_selection(layout):
     features = torch.randn(6, 8)
     kept = []
     for average in (None, torch.neg):
-        prefill = Prefill(adatp.AdaTPConfig(last=4), 12, layout, features, None, IMPL, average)
+        prefill = Prefill(adatp.AdaTP(last=4), 12, layout, features, None, IMPL, average)
         kept.append(run(prefill, layout, "cpu")[0].origin[0].tolist())
     assert kept[0] != kept[1]

@@ -23,7 +23,7 @@ from adatp.models.llava_video import TIME_INSTRUCTION
 
 FRAMES = 6
 TOKENS = 3
-EVERYTHING = adatp.AdaTPConfig(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
+EVERYTHING = adatp.AdaTP(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
 TIMES = {"fps": 2.0, "frames_indices": list(range(FRAMES)), "total_num_frames": FRAMES}
 END = "<|im_end|><|im_start|>assistant\n"
 
@@ -208,8 +208,8 @@ class TestSeveralVideos:
 
     def test_no_segment_holds_frames_of_two(self, videollm):
         prompt = ask("<video>\n<video>\n<video>\nWho?", 0, 0, 0)
-        config = adatp.AdaTPConfig(tau_s=-1.0)  # all frames of a video are one segment
-        with prune(videollm, config=config) as pruned:
+        config = adatp.AdaTP(tau_s=-1.0)  # all frames of a video are one segment
+        with prune(videollm, method=config) as pruned:
             full(videollm, inputs_of(videollm, prompt))
         segments = pruned.report.samples[0].segments
         assert [(s.start, s.stop) for s in segments] == [(0, FRAMES), (FRAMES, 2 * FRAMES), (2 * FRAMES, 3 * FRAMES)]
@@ -424,7 +424,7 @@ class TestSeveralTurns:
         with prune(videollm):
             talk.answer(3)
         talk.say(f"<|im_start|>user And where?{END}")
-        with pytest.raises(RuntimeError, match="can only be continued while AdaTP is applied to the model"):
+        with pytest.raises(RuntimeError, match="can only be continued while the method is applied to the model"):
             talk.answer(3)
 
 

@@ -9,7 +9,7 @@ from conftest import make_inputs
 
 import adatp
 from adatp.cli import main
-from adatp.flops import MODEL_SHAPES, shape_flops
+from adatp.shapes import MODEL_SHAPES, shape_flops
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -30,7 +30,7 @@ def test_the_table_of_ratios():
     assert len(rows) == 3
     for (_, cells), shape in zip(rows, MODEL_SHAPES.values(), strict=True):
         for cell, p in zip(cells.split("|"), (2.0, 1.5, 1.0), strict=True):
-            flops, _ = shape_flops(shape, adatp.AdaTPConfig(p=p), shape.text_tokens)
+            flops, _ = shape_flops(shape, adatp.AdaTP(p=p), shape.text_tokens)
             assert cell.strip() == f"{flops.ratio * 100:.1f} %"
 
 

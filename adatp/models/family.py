@@ -3,8 +3,9 @@
 Taken for granted, so a model must have it to become a family: a method `get_video_features` of the body, whose output
 carries the vision tower's `hidden_states`, and which the body may be handed as `mm_encoder_outputs["video"]`; decoder
 layers that are called with `position_embeddings`, `position_ids`, `attention_mask` and `past_key_values` by keyword and
-leave post-rotary keys in `past_key_values.layers[i].keys`; a language model that the body calls with keywords only; a
-SigLIP vision tower, where there is to be text relevance; and, for the FLOPs of the report, a decoder of Qwen2's layers.
+leave post-rotary keys in `past_key_values.layers[i].keys`; a language model that the body calls with keywords only and
+whose `rotary_emb` makes tables of position ids; a SigLIP vision tower, where there is to be text relevance; and, for
+the FLOPs of the report, a decoder of Qwen2's layers.
 """
 
 from abc import ABC, abstractmethod
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from adatp.prefill import PromptLayout
+from adatp.layout import PromptLayout
 
 
 class Family(ABC):
@@ -49,6 +50,11 @@ class Family(ABC):
     @abstractmethod
     def tower_layers(self) -> int:
         """Encoder layers of the vision tower that lie before the features the projector reads."""
+
+    @property
+    @abstractmethod
+    def tower_states_wanted(self) -> list[int]:
+        """Which of the tower's hidden states `tower_states` and `tower_attention` read, numbered from 0."""
 
     @property
     @abstractmethod
@@ -90,16 +96,42 @@ class Family(ABC):
         """`[videos * n, patches, D]`: the tower's layer `tower_layers - 1`, from what `get_video_features` returns."""
 
     @abstractmethod
+    def tower_attention(self, outputs: Any) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the last layer before the features, `[videos * n, heads, patches, d]` each.
+
+        Args:
+            outputs: what `get_video_features` returns.
+        """
+
+    @abstractmethod
+    def pool(self, maps: Tensor) -> Tensor:
+        """`[F, patches, D]` values of F frames' patches, pooled as their features are, `[F, P, D]` without newlines."""
+
+    @abstractmethod
     def query_projection(self, layer: Any) -> nn.Module:
         """The module of a decoder layer that puts out its queries, `[B, W, H * d]`, all its heads side by side."""
 
     @abstractmethod
-    def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Post-rotary queries of a decoder layer.
+    def project(self, layer: Any, hidden: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        """Post-rotary queries of some of the tokens that enter a decoder layer, and keys of all.
 
         Args:
             layer: one of `decoder.layers`.
-            projected: `[B, T, H * d]` what its query projection has put out.
+            hidden: `[1, W, D]` what enters it.
+            rows: `[T]` int64, the tokens whose queries are wanted.
+            cos, sin: `[1, W, d]` rotary tables.
+
+        Returns:
+            `[1, H, T, d]` and `[1, G, W, d]`.
+        """
+
+    @abstractmethod
+    def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Post-rotary queries or keys of a decoder layer.
+
+        Args:
+            layer: one of `decoder.layers`.
+            projected: `[B, T, H * d]` what its projection has put out.
             cos, sin: `[B, T, d]` rotary tables.
 
         Returns:

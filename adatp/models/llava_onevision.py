@@ -4,6 +4,7 @@ A video is `frames * side * side` pooled tokens in raster order and one trailing
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
+from adatp.layout import PromptLayout
 from adatp.models.family import Family
-from adatp.prefill import PromptLayout
 from adatp.processor import load_processor
 from adatp_kernels.select import FIXED
 
@@ -50,6 +51,10 @@ class LlavaOnevision(Family):
     def tower_layers(self) -> int:
         layer = self._feature_layer
         return layer if layer >= 0 else self.config.vision_config.num_hidden_layers + 1 + layer
+
+    @property
+    def tower_states_wanted(self) -> list[int]:
+        return [self.tower_layers - 1, self.tower_layers]
 
     @property
     def tower_width(self) -> int:
@@ -125,23 +130,49 @@ class LlavaOnevision(Family):
         return text.strip()
 
     def tower_states(self, outputs: Any) -> Tensor:
-        states = getattr(outputs, "hidden_states", None)
-        if states is None:
+        return self._state(outputs, self._feature_layer)
+
+    def _state(self, outputs: Any, index: int) -> Tensor:
+        states: Sequence[Tensor | None] | None = getattr(outputs, "hidden_states", None)
+        state = None if states is None else states[index]
+        if state is None:
             raise ValueError(
-                "the video features carry no hidden_states of the vision tower, which segments and relevance are "
-                "computed from; pass what get_video_features(..., return_dict=True) returns, and the whole prompt at "
-                "once (chunked prefill cannot be pruned)"
+                "the video features carry no hidden_states of the vision tower, which frames and patches are judged "
+                "by; pass what get_video_features(..., return_dict=True) returns while the method is applied, and the "
+                "whole prompt at once (chunked prefill cannot be pruned)"
             )
-        selected: Tensor = states[self._feature_layer]
-        return selected
+        return state
+
+    def tower_attention(self, outputs: Any) -> tuple[Tensor, Tensor]:
+        index = self.tower_layers - 1
+        layer = self.body.vision_tower.encoder.layers[index]
+        normed = layer.layer_norm1(self._state(outputs, index))  # the first state is the embedding
+        head = (-1, layer.self_attn.head_dim)
+        query, key = (
+            projection(normed).unflatten(-1, head).transpose(1, 2)
+            for projection in (layer.self_attn.q_proj, layer.self_attn.k_proj)
+        )
+        return query, key
+
+    def pool(self, maps: Tensor) -> Tensor:
+        pooled: Tensor = self.body.apply_pooling(maps)
+        return pooled
 
     def query_projection(self, layer: Any) -> nn.Module:
         projection: nn.Module = layer.self_attn.q_proj
         return projection
 
+    def project(self, layer: Any, hidden: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+        normed = layer.input_layernorm(hidden)
+        query, query_cos, query_sin = (part.index_select(1, rows) for part in (normed, cos, sin))
+        return (
+            self.rotate(layer, layer.self_attn.q_proj(query), query_cos, query_sin),
+            self.rotate(layer, layer.self_attn.k_proj(normed), cos, sin),
+        )
+
     def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        query = projected.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
-        rotated: Tensor = query * cos[:, None] + rotate_half(query) * sin[:, None]
+        heads = projected.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
+        rotated: Tensor = heads * cos[:, None] + rotate_half(heads) * sin[:, None]
         return rotated
 
     def scale(self, layer: Any) -> float:

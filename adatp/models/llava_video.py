@@ -79,16 +79,19 @@ class LlavaVideoModel(LlavaOnevisionModel):
 
     def apply_pooling(self, image_features: Tensor) -> Tensor:
         """Features `[F, patches, D]` of F frames to `[F, side * (side + 1), D]`, a newline after every row."""
+        pooled = self.pool(image_features)
+        newline = self.image_newline.to(pooled).expand(*pooled.shape[:2], 1, -1)
+        return torch.cat((pooled, newline), 2).flatten(1, 2)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """`[F, patches, D]` values of F frames' patches to `[F, side, side, D]`."""
         vision, mode = self.config.vision_config, self.config.spatial_pool_mode
         patches = vision.image_size // vision.patch_size
         side = pooled_side(patches, mode)
         if mode == "average":
-            grid = image_features.transpose(1, 2).unflatten(2, (patches, patches))
-            pooled = avg_pool2d(grid, 2).permute(0, 2, 3, 1)
-        else:
-            pooled = super().apply_pooling(image_features).unflatten(1, (side, side))
-        newline = self.image_newline.to(pooled).expand(*pooled.shape[:2], 1, -1)
-        return torch.cat((pooled, newline), 2).flatten(1, 2)
+            return avg_pool2d(maps.transpose(1, 2).unflatten(2, (patches, patches)), 2).permute(0, 2, 3, 1)
+        pooled: Tensor = super().apply_pooling(maps).unflatten(1, (side, side))
+        return pooled
 
     @can_return_tuple
     @functools.wraps(LlavaOnevisionModel.get_video_features, assigned=())  # `generate` goes by the parameters' names
@@ -251,6 +254,10 @@ class LlavaVideo(LlavaOnevision):
     @classmethod
     def load_processor(cls, checkpoint: str) -> Any:
         return LlavaVideoProcessor.from_pretrained(checkpoint)
+
+    def pool(self, maps: Tensor) -> Tensor:
+        pooled: Tensor = self.body.pool(maps)
+        return pooled.flatten(1, 2)
 
     def clean_question(self, text: str) -> str:
         """The question without the time instruction before it."""

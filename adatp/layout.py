@@ -1,0 +1,64 @@
+"""Where a prompt's videos are."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+class VideoGrid:
+    """The videos of a prompt and the grid of their frames' tokens, as what describes a prompt has them.
+
+    Frames are square: a column more than there are rows holds newlines.
+    """
+
+    videos: tuple[int, ...]
+    grid: tuple[int, int]
+
+    @property
+    def frames(self) -> int:
+        """Frames of all videos, n."""
+        return sum(self.videos)
+
+    @property
+    def tokens_per_frame(self) -> int:
+        """Prunable tokens of a frame, c."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def visual_tokens(self) -> int:
+        """N_v, the prunable tokens."""
+        return self.frames * self.tokens_per_frame
+
+
+@dataclass(frozen=True)
+class PromptLayout(VideoGrid):
+    """Where the videos and the text after them stand in a prompt of L tokens. Host tensors.
+
+    Attributes:
+        frame: `[L]` int64: the frame of a prunable visual token, counted through all videos, `FIXED` for a token that
+            always stays.
+        position: `[L]` int64: index within the frame of a prunable token, 0 elsewhere.
+        rows: `[T]` int64: the text tokens after the last video, whose attention scores the visual ones.
+        videos: frames of each video.
+        grid: rows and columns of a frame's tokens; their product is c.
+    """
+
+    frame: Tensor
+    position: Tensor
+    rows: Tensor
+    videos: tuple[int, ...]
+    grid: tuple[int, int]
+
+    def check(self) -> None:
+        """Raise a ValueError where nothing scores the video's tokens."""
+        if self.rows.numel() == 0:
+            raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
+
+    @property
+    def length(self) -> int:
+        return self.frame.shape[0]
+
+    @property
+    def visual(self) -> Tensor:
+        """`[N_v]` int64: the prunable tokens."""
+        return (self.frame >= 0).nonzero().flatten()

@@ -1,0 +1,44 @@
+"""The methods that thin out a video's tokens, AdaTP and those it is compared with, behind one seam."""
+
+from adatp.methods.adatp import AdaTP
+from adatp.methods.dycoke import DyCoke
+from adatp.methods.fastv import FastV
+from adatp.methods.method import Method
+from adatp.methods.plain import Pool, Random, Uniform, Unpruned
+from adatp.methods.pyramiddrop import PyramidDrop
+from adatp.methods.visionzip import VisionZip
+
+__all__ = [
+    "METHODS",
+    "AdaTP",
+    "DyCoke",
+    "FastV",
+    "Method",
+    "Pool",
+    "PyramidDrop",
+    "Random",
+    "Uniform",
+    "Unpruned",
+    "VisionZip",
+    "method_of",
+]
+
+METHODS: dict[str, type[Method]] = {
+    method.name: method for method in (AdaTP, FastV, PyramidDrop, VisionZip, DyCoke, Random, Uniform, Pool, Unpruned)
+}
+
+
+def method_of(method: str | Method) -> Method:
+    """The method itself, or the one of that name with its default settings.
+
+    Raises:
+        ValueError: a name that is not one.
+        TypeError: neither a name nor a method.
+    """
+    if isinstance(method, Method):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"method must be a name or a method such as AdaTP(p=1.5), got {method!r}")
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[method]()

@@ -1,0 +1,50 @@
+"""FastV: one cut after the first layers, by the attention of the prompt's last token (arXiv 2403.06764)."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from adatp.layout import PromptLayout
+from adatp.methods.method import BetweenLayers, require
+
+
+@dataclass(frozen=True)
+class FastV(BetweenLayers):
+    """The visual tokens that the last prompt token attends to most, in the layer before `layer`, stay from there on.
+
+    The attention is the mean over heads; survivors keep their order and their positions. As the authors' code has it,
+    the number is `round(keep * N_v)`. That code runs the scoring layer with eager attention and keeps its matrix;
+    here the scores kernel reads one row.
+
+    Attributes:
+        layer: K, the layer with the cut in front of it, >= 1 (the authors' default 2).
+        keep: share of the visual tokens that stays, in (0, 1] (the authors' R = 50 % drops as many).
+
+    Raises:
+        ValueError: a field outside its range.
+    """
+
+    name: ClassVar[str] = "fastv"
+    source: ClassVar[str] = "arXiv 2403.06764"
+    knob: ClassVar[str] = "keep"
+
+    layer: int = 2
+    keep: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.layer >= 1, "layer", self.layer, "at least 1: the layer before it scores")
+        require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
+
+    def check(self, layers: int) -> None:
+        require(self.layer < layers, "layer", self.layer, f"a layer of the model, at most {layers - 1}")
+
+    def cuts(self, layers: int) -> dict[int, float]:
+        self.check(layers)
+        return {self.layer: self.keep}
+
+    def tokens(self, ratio: float, visual_tokens: int) -> int:
+        return round(ratio * visual_tokens)
+
+    def rows(self, layout: PromptLayout) -> Tensor:
+        return layout.rows[-1:]

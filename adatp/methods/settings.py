@@ -1,0 +1,53 @@
+"""A method from settings as they are typed."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, get_type_hints
+
+from adatp.methods import METHODS, method_of
+from adatp.methods.method import Method
+
+_SWITCH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
+
+
+def configure(name: str, settings: Mapping[str, str]) -> Method:
+    """The method of that name with some of its settings.
+
+    Args:
+        name: one of `METHODS`.
+        settings: by the name of the field; a switch takes true or false, what may be None takes none.
+
+    Raises:
+        ValueError: no such method or setting, or a value that cannot be one.
+    """
+    default = method_of(name)
+    known = [field.name for field in fields(default)]  # type: ignore[arg-type]
+    types = get_type_hints(METHODS[name])
+    values = {}
+    for field, text in settings.items():
+        if field not in known:
+            raise ValueError(f"method {name!r} has no setting {field!r}; it has {', '.join(known) or 'none'}")
+        values[field] = _value(field, types[field], text)
+    return METHODS[name](**values)
+
+
+def describe(method: Method) -> str:
+    """Its name, and the settings that are not the default ones: `fastv (keep=0.25)`."""
+    default = type(method)().settings()
+    changed = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
+               for name, value in method.settings().items() if value != default[name]]  # fmt: skip
+    return f"{method.name} ({', '.join(changed)})" if changed else method.name
+
+
+def _value(name: str, kind: Any, text: str) -> Any:
+    if kind is bool:
+        if text.lower() not in _SWITCH:
+            raise ValueError(f"{name} must be true or false, got {text!r}")
+        return _SWITCH[text.lower()]
+    if kind == int | None and text.lower() == "none":
+        return None
+    try:
+        return int(text) if kind in (int, int | None) else float(text)
+    except ValueError:
+        wanted = "a whole number" if kind in (int, int | None) else "a number"
+        raise ValueError(f"{name} must be {wanted}, got {text!r}") from None

@@ -1,0 +1,61 @@
+"""The published models that the paper measures, as far as their prefill's cost goes."""
+
+from dataclasses import dataclass
+
+from adatp.flops import Flops, prefill_flops
+from adatp.layout import VideoGrid
+from adatp.methods.method import Method
+
+
+@dataclass(frozen=True)
+class ModelShape(VideoGrid):
+    """A published model in the paper's setting (section 4.1).
+
+    Attributes:
+        text_config: arguments of its `Qwen2Config`.
+        videos: frames of its one video.
+        grid: rows and columns of a frame's tokens.
+        text_tokens: prompt tokens beside the visual ones that reproduce the paper's figures.
+    """
+
+    text_config: dict[str, int]
+    videos: tuple[int, ...]
+    grid: tuple[int, int]
+    text_tokens: int
+
+    @property
+    def layers(self) -> int:
+        """Decoder layers, N."""
+        return self.text_config["num_hidden_layers"]
+
+
+_QWEN2_0_5B = {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+}
+_QWEN2_7B = {
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+}
+MODEL_SHAPES = {
+    "onevision-0.5b": ModelShape(_QWEN2_0_5B, videos=(32,), grid=(14, 14), text_tokens=113),
+    "onevision-7b": ModelShape(_QWEN2_7B, videos=(32,), grid=(14, 14), text_tokens=130),
+    "llava-video-7b": ModelShape(_QWEN2_7B, videos=(20,), grid=(13, 14), text_tokens=106),
+}
+
+
+def shape_flops(shape: ModelShape, method: Method, text_tokens: int) -> tuple[Flops, list[int]]:
+    """FLOPs of a published model as far as the settings of a method decide, and the tokens at every layer's input.
+
+    For AdaTP an upper bound: only a video can be deduplicated.
+    """
+    from transformers import Qwen2Config
+
+    lengths = [count + text_tokens for count in method.counts(shape, shape.layers)]
+    return prefill_flops(Qwen2Config(**shape.text_config), lengths, shape.visual_tokens + text_tokens), lengths
