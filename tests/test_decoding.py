@@ -556,6 +556,19 @@ class TestCompiled:
         assert torch.equal(output.sequences, expected.sequences)
         check_logits(shallow, inputs, output, report)
 
+    @pytest.mark.parametrize("method", [adatp.PyramidDrop(), adatp.VisionZip(), adatp.FastV()], ids=lambda m: m.name)
+    def test_decoding_with_other_methods(self, shallow, method):
+        """Positions that follow a renumbered prompt are part of the graph, and fit the next prompt too."""
+        cache, compiled = static(shallow), []
+        prompts = [make_inputs(shallow, [question], frames=frames) for question, frames in ((LONG, 10), ("Why?", 8))]
+        with applied(shallow, method):
+            for inputs in prompts:
+                output = plain(shallow, inputs, past_key_values=cache, compile_config=compiling())
+                compiled.append(graphs())
+                cache.reset()
+                assert torch.equal(output.sequences, plain(shallow, inputs).sequences)
+        assert compiled[0] == compiled[1] > 0
+
     def test_a_model_compiled_whole_still_prunes(self, shallow):
         inputs = make_inputs(shallow, SINGLE)
         with torch.no_grad(), applied(shallow, SHALLOW[None]) as pruned:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import make_inputs
+from tensor_parallel import METHODS
 from transformers import AutoModelForImageTextToText
 
 import adatp
@@ -27,7 +28,8 @@ def test_two_ranks_keep_what_one_keeps(videollm, tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     found = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
-    assert sorted(result["rank"] for result in found) == [0, 1], run.stderr[-2000:]
+    ranks = sorted((result["method"], result["rank"]) for result in found)
+    assert ranks == [(method, rank) for method in sorted(METHODS) for rank in (0, 1)], run.stderr[-2000:]
     for result in found:
         assert result["ranks"] == 2
         assert result["heads"] == 1, "each rank has one of the two key heads"
@@ -37,8 +39,8 @@ def test_two_ranks_keep_what_one_keeps(videollm, tmp_path):
         assert result["same cache"]
 
 
-def outcome(model, builtin, inputs):
-    with adatp.apply(model, builtin.processor, relevance=builtin.relevance) as pruned:
+def outcome(model, builtin, inputs, method="adatp"):
+    with adatp.apply(model, builtin.processor, method, relevance=builtin.relevance) as pruned:
         output = model.generate(
             **inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, output_logits=True,
             return_dict_in_generate=True,
@@ -68,12 +70,13 @@ def split(builtin, front, back):
 
 # a parameter of the body itself, which accelerate wants placed and then does not find among the modules
 @pytest.mark.filterwarnings("ignore:The following device_map keys do not match")
-def test_a_decoder_of_which_a_part_is_on_disk(videollm, tmp_path):
+@pytest.mark.parametrize("method", ["adatp", "pyramiddrop", "dycoke", "visionzip"])
+def test_a_decoder_of_which_a_part_is_on_disk(videollm, tmp_path, method):
     """Its weights are nowhere between the calls of its modules, so nothing but those may be called."""
     inputs = make_inputs(videollm, ["What is in the picture?", "Why?"])
     model = placed(videollm, tmp_path, split(videollm, "cpu", "disk"))
     assert model.model.language_model.layers[5].self_attn.q_proj.weight.is_meta
-    ours, expected = outcome(model, videollm, inputs), outcome(videollm.model, videollm, inputs)
+    ours, expected = (outcome(each, videollm, inputs, method) for each in (model, videollm.model))
     assert not expected[0].all()
     assert torch.equal(ours[0], expected[0])
     torch.testing.assert_close(ours[1], expected[1], atol=1e-5, rtol=1e-5)
