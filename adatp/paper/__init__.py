@@ -1,0 +1,1 @@
+"""The figures of the paper, and what comes of its settings here."""
