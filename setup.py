@@ -19,6 +19,7 @@ setup(
         "adatp.methods",
         "adatp.models",
         "adatp.paper",
+        "adatp.study",
         "adatp_kernels",
     ],
     package_dir={"adatp_kernels": "kernels"},

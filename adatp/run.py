@@ -103,6 +103,14 @@ def decode(video: str, frames: int) -> tuple[Clip, float]:
     return clip, now() - begin
 
 
+def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
+    """A question about a clip as the model takes it, on its device."""
+    conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+    prompt = loaded.processor.apply_chat_template(conversation, add_generation_prompt=True)
+    inputs = loaded.processor(text=prompt, videos=[clip.frames], video_metadata=[clip.metadata], return_tensors="pt")
+    return inputs.to(loaded.model.device, loaded.model.dtype)
+
+
 def run(
     clip: Clip,
     decoding: float,
@@ -132,10 +140,7 @@ def run(
     """
     tell("preprocessing")
     begin = now()
-    conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
-    prompt = loaded.processor.apply_chat_template(conversation, add_generation_prompt=True)
-    inputs = loaded.processor(text=prompt, videos=[clip.frames], video_metadata=[clip.metadata], return_tensors="pt")
-    inputs = inputs.to(loaded.model.device, loaded.model.dtype)
+    inputs = inputs_of(loaded, clip, question)
     before = {"decoding": decoding, "preprocessing": now() - begin}
 
     # The first call of a model pays for much that later ones do not. Where two are compared, both must find it paid.

@@ -1,0 +1,1 @@
+"""Methods and settings measured against each other."""
