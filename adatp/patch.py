@@ -465,8 +465,13 @@ def apply(
         )
 
 
+def is_applied(model: nn.Module) -> bool:
+    """Whether a method is applied to this model."""
+    return _MARK in model.__dict__
+
+
 def _refuse_twice(model: nn.Module) -> None:
-    if _MARK in model.__dict__:
+    if is_applied(model):
         raise RuntimeError(
             "a method is already applied to this model; call remove() on what the first apply() returned"
         )

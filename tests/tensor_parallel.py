@@ -17,7 +17,6 @@ from transformers import AutoModelForImageTextToText
 import adatp
 from adatp.builtin import load_builtin
 
-
 METHODS = ("adatp", "fastv", "pyramiddrop", "dycoke")
 
 

@@ -1,0 +1,188 @@
+"""`adatp figures`: draw where the model looks, and what each method keeps."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adatp.commands import options
+
+if TYPE_CHECKING:  # the command line starts without torch
+    from adatp.pictures.page import Study
+    from adatp.run import Loaded
+    from adatp.video import Clip
+    from adatp_kernels.dispatch import Impl
+
+METHODS = ("adatp", "fastv", "visionzip", "dycoke")
+LONGEST_ANSWER = 64  # tokens
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    parser = commands.add_parser("figures", help="draw where the model looks, and what each method keeps")
+    options.add_video(parser)
+    parser.add_argument(
+        "--methods",
+        type=options.names,
+        default=list(METHODS),
+        metavar="M,M,...",
+        help=f"to draw side by side (default {','.join(METHODS)})",
+    )
+    parser.add_argument(
+        "--flops",
+        type=float,
+        metavar="SHARE",
+        help="share of the unpruned prefill's FLOPs for every method to cost, instead of its own settings",
+    )
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="where to (default figures)")
+    options.add_model(parser)
+    parser.set_defaults(command=figures)
+
+
+def figures(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    options.require_positive(arguments, "frames")
+    options.require_question(arguments.question)
+    if find_spec("matplotlib") is None:
+        raise ValueError("the figures need matplotlib: pip install 'adatp[overlay]'")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out cannot be written: {error}") from error
+    with options.progress() as progress:
+        from dataclasses import replace
+
+        from adatp.pictures.page import write_page
+
+        options.device_of(arguments)
+        clip, _ = options.load_clip(arguments, progress.tell)
+        loaded = options.load_model(arguments, progress.tell)
+        study = _study(
+            clip,
+            Path(arguments.video).name,
+            arguments.question,
+            loaded,
+            arguments.methods,
+            flops=arguments.flops,
+            impl=arguments.impl,
+            tell=progress.tell,
+        )
+        progress.tell("drawing")
+        written = _draw(arguments.out, study)
+    known = (loaded.note, clip.note, *progress.notes, *study.notes)
+    study = replace(study, notes=tuple(dict.fromkeys(note for note in known if note)))
+    page = arguments.out / "index.html"
+    write_page(page, study)
+    _print(study, [page, *written])
+    return 0
+
+
+def _study(
+    clip: "Clip",
+    video: str,
+    question: str,
+    loaded: "Loaded",
+    methods: Sequence[str],
+    *,
+    flops: float | None,
+    impl: "Impl",
+    tell: Callable[[str], None],
+) -> "Study":
+    """Ask the question without pruning, and then with each of the methods."""
+    import torch
+
+    from adatp.methods.settings import describe
+    from adatp.patch import apply
+    from adatp.pictures.attention import visual_attention
+    from adatp.pictures.page import Run, Study
+    from adatp.run import inputs_of
+
+    tell("preprocessing")
+    inputs = inputs_of(loaded, clip, question)
+
+    @torch.inference_mode()
+    def answer() -> str:
+        output = loaded.model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False, num_beams=1)
+        text: str = loaded.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        return text.strip()
+
+    tell("looking where the model looks")
+    attention = visual_attention(loaded.model, inputs)
+    tell("answering without pruning")
+    unpruned = answer()
+    runs: dict[str, Run] = {}
+    notes: list[str] = []
+    for name in methods:
+        tell(f"answering with {name}")
+        with apply(loaded.model, loaded.processor, name, flops=flops, relevance=loaded.relevance, impl=impl) as pruned:
+            text, report = answer(), pruned.report
+        (sample,) = report.samples
+        method = sample.method
+        assert method is not None, "the prompt has a video"
+        changed = describe(method).removeprefix(method.name).strip(" ()")
+        runs[name] = Run(
+            name=type(method).__name__,
+            settings=changed or "its published settings",
+            answer=text,
+            flops=report.flops.ratio,
+            sample=sample,
+        )
+        notes += report.notes
+    return Study(loaded.name, video, question, unpruned, clip, attention, runs, tuple(notes))
+
+
+def _draw(folder: Path, study: "Study") -> list[Path]:
+    """The PNGs."""
+    from adatp.pictures.bias import measure
+    from adatp.pictures.figures import draw_kept, draw_per_frame, draw_per_position, draw_top_tokens
+
+    attention, title = study.attention, f"{study.question}  ({study.model}, {study.video})"
+    found = measure(attention.scores, attention.grid)
+    paths = [folder / f"{name}.png" for name in ("attention_per_frame", "attention_per_position", "top_tokens", "kept")]
+    draw_per_frame(paths[0], found.per_frame.numpy(), title)
+    draw_per_position(paths[1], found.per_position.numpy(), title)
+    draw_top_tokens(paths[2], attention.scores.numpy(), found.kinds.numpy(), title)
+    last = len(attention.scores) - 1
+    kept = {run.name: run.sample.kept_mask(last).view(-1, *attention.grid).numpy() for run in study.runs.values()}
+    draw_kept(paths[3], study.clip.frames, kept, f"{title}: what enters layer {last}, the last")
+    return paths
+
+
+def _print(study: "Study", paths: Sequence[Path]) -> None:
+    """The numbers that the paper quotes, of every layer, and what was written."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from adatp.pictures.bias import LAST_FRAMES, Bias, measure, shares
+
+    attention = study.attention
+    found = measure(attention.scores, attention.grid)
+    rows, _ = attention.grid
+    console = Console(highlight=False)
+    for note in study.notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")
+    last = min(LAST_FRAMES, attention.frames)
+    table = Table(
+        "layer", f"last {last} frames", "ends", "position", "both", "peak", "row", "column",
+        title="Where the top 10 % by attention are; the peak position, over the mean",
+        box=box.SIMPLE,
+    )  # fmt: skip
+    for heading in table.columns:
+        heading.justify = "right"
+    for layer, share in enumerate(shares(found.kinds)):
+        kinds = dict(zip(list(Bias)[1:], share.tolist(), strict=True))
+        factor, row, column = (values[layer].item() for values in found.peak)
+        table.add_row(
+            str(layer),
+            f"{found.in_last[layer]:.1%}",
+            *(f"{kinds[kind]:.1%}" for kind in (Bias.ENDS, Bias.POSITION, Bias.BOTH)),
+            f"{factor:.2f}",
+            str(row),
+            str(column) if column < rows else "newline",
+        )
+    console.print(table)
+    for path in paths:
+        print(path)

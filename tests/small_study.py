@@ -1,0 +1,29 @@
+"""What the page shows, of a small model."""
+
+import numpy as np
+import torch
+from conftest import make_clip, make_inputs
+
+from adatp.builtin import Builtin
+from adatp.patch import apply
+from adatp.pictures.attention import visual_attention
+from adatp.pictures.page import Run, Study
+from adatp.video import Clip
+
+METHODS = ("adatp", "fastv", "uniform")
+
+
+def small_study(builtin: Builtin, question: str = "What happens?", frames: int = 10) -> Study:
+    """Three methods on a clip of coloured blocks; its frames are dark, so that white over them is seen."""
+    inputs = make_inputs(builtin, [question], frames)
+    attention = visual_attention(builtin.model, inputs)
+    runs = {}
+    for name in METHODS:
+        with torch.no_grad(), apply(builtin.model, builtin.processor, name, relevance=builtin.relevance) as pruned:
+            builtin.model(**inputs)
+        report = pruned.report
+        runs[name] = Run(
+            name.upper(), f"settings of {name}", f"answer of {name}", report.flops.ratio, report.samples[0]
+        )
+    clip = Clip(make_clip(frames) // 2, np.arange(frames) / 4, frames / 4, frames, None)
+    return Study("a model", "blocks.mp4", question, "the unpruned answer", clip, attention, runs, ("a note",))
