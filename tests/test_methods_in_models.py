@@ -11,11 +11,14 @@ from recompute import CLOSE, check_sequence, kept_tokens, prompt_embeds, recompu
 from transformers import DynamicCache, StaticCache
 
 import adatp
+from adatp.compression import Compression
 from adatp.flops import linear_ratio
+from adatp.layout import PromptLayout
 from adatp.methods import METHODS
 from adatp.methods.method import BeforeDecoder, BetweenLayers
 from adatp.models import family_of
 from adatp.sparse import SparseVisual
+from adatp_kernels.select import FIXED
 
 TOKENS = 6
 QUESTIONS = ["What is in the picture?", "And why?", "How many shots are there?"]
@@ -261,6 +264,16 @@ class TestBetweenTheLayers:
             again = recompute(videollm.model, everything, kept, renumber=method.renumbers)[-TOKENS:]
         for step, (beam, wanted) in enumerate(zip(output.beam_indices[0][:TOKENS].tolist(), again, strict=True)):
             torch.testing.assert_close(output.logits[step][beam], wanted, **CLOSE)
+
+    @between
+    def test_settings_that_leave_no_visual_token(self, videollm, method):
+        inputs = make_inputs(videollm, QUESTIONS[:1], frames=4)
+        with applied(videollm, replace(method, keep=0.001)) as pruned:
+            output = generate(videollm, inputs)
+            report = pruned.report
+        assert output.sequences.shape[1] == inputs["input_ids"].shape[1] + TOKENS
+        assert report.samples[0].kept[-1] == 0
+        assert "sample 0 has no visual token left" in report.notes[0]
 
 
 class TestEveryMethod:
@@ -552,6 +565,13 @@ class TestRefused:
     def test_settings_out_of_range(self, make, message):
         with pytest.raises(ValueError, match=message):
             make()
+
+    def test_other_tokens_among_a_videos_own_are_refused(self):
+        """As where a family ends every frame with a token that is not prunable."""
+        frame = torch.tensor([FIXED, 0, 0, FIXED, 1, 1, FIXED, FIXED])
+        layout = PromptLayout(frame, torch.zeros_like(frame), torch.tensor([7]), (2,), (1, 2))
+        with pytest.raises(ValueError, match="'uniform' takes videos without other tokens among their own"):
+            Compression(adatp.Uniform(), layout, None, None)
 
     def test_features_without_what_visionzip_reads(self, videollm):
         inputs = make_inputs(videollm, QUESTIONS[:1], frames=4)

@@ -1,6 +1,8 @@
 """The paper's FLOPs columns, recomputed."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -204,6 +206,18 @@ def test_plain_methods_cost_what_adatp_costs_in_the_paper(rows):
             assert row.fitted
             assert not row.is_check
     assert sum(row.method == PyramidDrop() for row in rows) == 3
+
+
+def test_what_the_readme_says(rows):
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    checks = [row for row in rows if row.is_check]
+    met = sorted(abs(row.difference) for row in checks if abs(row.difference) <= 1)
+    told = re.search(r"Of the (\d+) rows .*?, (\d+) agree within ([\d.]+) points", readme, re.DOTALL).groups()
+    assert (int(told[0]), int(told[1])) == (len(checks), len(met))
+    assert met[-1] <= float(told[2]) < met[-1] + 0.1
+    mean = re.search(r"mean difference ([\d.]+) points; with attention ([\d.]+)\)", readme).groups()
+    ours = mean_differences(rows)
+    assert mean == (f"{ours.linear:.2f}", f"{ours.with_attention:.2f}")
 
 
 class TestExplanation:
