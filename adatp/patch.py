@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adatp.batch import Batch
-from adatp.cache import PrunedLayer, PrunedStaticLayer, Shift
+from adatp.decoding import Decoding
 from adatp.forward import PrunedForward
 from adatp.generation import CONTINUOUS_BATCHING, check_support, is_continued, prepare
 from adatp.methods import Method, method_of
@@ -39,9 +39,6 @@ class _Thread(threading.local):
     forward: PrunedForward | None = None
     prompt_length: int | None = None  # of the generate() the thread is in
     report: PruningReport | None = None
-    asking: tuple[Tensor, Tensor] | None = None  # in a step of decoding, rotary tables for the next query ...
-    query: Tensor | None = None  # ... and that query
-    shifted: tuple[Tensor | None, dict[int, tuple[Tensor, Tensor]]] = (None, {})  # positions of a step, and tables
 
 
 class Pruned:
@@ -140,6 +137,7 @@ class Pruned:
         self._signature = inspect.signature(body.forward)
         self._generate_signature = inspect.signature(model.generate)
         self._average = average_over_ranks(model)
+        self._decoding = Decoding(self._family, self.method, self._average, self._impl)
         self._handles = [
             model.register_forward_pre_hook(self._on_model, with_kwargs=True),
             body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
@@ -299,7 +297,7 @@ class Pruned:
         prompt = self._prompt()
         hidden = args[0] if args else kwargs["hidden_states"]
         if prompt is None:
-            return self._continue(index, hidden, args, kwargs)
+            return args, self._decoding.enter(index, hidden, kwargs)
         hidden, kwargs = prompt.enter(index, hidden, kwargs)
         if args:
             return (hidden, *args[1:]), kwargs
@@ -309,69 +307,8 @@ class Pruned:
         prompt = self._prompt()
         if prompt is not None:
             prompt.project(index, output)
-        elif self._thread.asking is not None:
-            self._thread.query = self._family.rotate(self._family.decoder.layers[index], output, *self._thread.asking)
-            self._thread.asking = None
-
-    def _continue(
-        self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """A layer that continues on a pruned cache: its mask shows its own cache, its positions follow its own."""
-        cache = kwargs.get("past_key_values")
-        if cache is None or index >= len(cache.layers):
-            return None
-        layer = cache.layers[index]
-        if not isinstance(layer, PrunedLayer | PrunedStaticLayer):
-            return None
-        if layer.shift is not None:
-            tables = self._shifted(layer.shift, hidden, kwargs["position_ids"])
-            kwargs = {**kwargs, "position_embeddings": tables}
-        own, new = kwargs.get("attention_mask"), hidden.shape[1]
-        attention = self._family.decoder.config._attn_implementation
-        if self.method.decoding is None or isinstance(layer, PrunedStaticLayer):
-            mask = layer.decode_mask(own, new, attention)
         else:
-            attended = self._attended(self.method.decoding.layer, index, new, cache, kwargs["position_embeddings"])
-            mask = layer.decode_mask(own, new, attention, attended)
-        return args, {**kwargs, "attention_mask": mask}
-
-    def _shifted(self, shift: Shift, hidden: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary tables of moved positions, made once a step for all layers that move them alike."""
-        if torch.compiler.is_compiling():
-            moved: tuple[Tensor, Tensor] = self._family.decoder.rotary_emb(hidden, position_ids - shift.tokens[:, None])
-            return moved
-        step, tables = self._thread.shifted
-        if step is not position_ids:
-            self._thread.shifted = (position_ids, tables := {})
-        if shift.group not in tables:
-            tables[shift.group] = self._family.decoder.rotary_emb(hidden, position_ids - shift.tokens[:, None])
-        return tables[shift.group]
-
-    @torch.compiler.disable
-    def _attended(self, first: int, index: int, new: int, cache: Any, tables: tuple[Tensor, Tensor]) -> Tensor | None:
-        """`[B, K]` bool: the prompt's slots that layer `index` attends to; None for all.
-
-        Layer `first - 1` asks, and `first` and those behind it go by its answer; where a step brings several tokens
-        they attend to everything.
-        """
-        scorer = cache.layers[first - 1]
-        if index < first or scorer.sparse is None:
-            if index == first - 1 and scorer.sparse is not None:
-                scorer.sparse.attended = self._thread.query = None
-                self._thread.asking = tables if new == 1 else None
-            return None
-        if index == first and self._thread.query is not None:
-            query, self._thread.query = self._thread.query, None
-            scorer.sparse.choose(
-                query.to(scorer.keys.device),
-                scorer.keys,
-                scorer.kept,
-                scale=self._family.scale(self._family.decoder.layers[first - 1]),
-                average=self._average,
-                impl=self._impl,
-            )
-        attended: Tensor | None = scorer.sparse.attended
-        return attended
+            self._decoding.project(index, output)
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the body, whether it returned or raised."""

@@ -1,5 +1,7 @@
 """Every method in a small model of each family, held to the published rule in plain loops and to runs without it."""
 
+import gc
+import weakref
 from dataclasses import replace
 
 import method_references as rules
@@ -175,6 +177,26 @@ class TestBeforeTheDecoder:
         with torch.no_grad():
             expected = videollm.model(inputs_embeds=everything[None]).logits[:, -7:]
         torch.testing.assert_close(logits, expected, **CLOSE)
+
+    def test_two_caches_at_the_same_positions(self, videollm):
+        """What is made once a step is made for one cache, and does not keep it."""
+        ids, positions = torch.tensor([[70]]), torch.tensor([[400]])
+        prompts = [make_inputs(videollm, QUESTIONS[:1], frames=frames) for frames in (4, 8)]
+        with applied(videollm, BEFORE["pool"]), torch.no_grad():
+            logits = []
+            for same in (True, False):
+                caches = [DynamicCache(config=videollm.model.config.text_config) for _ in prompts]
+                for inputs, cache in zip(prompts, caches, strict=True):
+                    videollm.model(**inputs, past_key_values=cache)
+                for cache in caches:
+                    where = positions if same else positions.clone()
+                    logits.append(videollm.model(input_ids=ids, position_ids=where, past_key_values=cache).logits)
+            gone = [weakref.ref(cache) for cache in caches]
+            del cache, caches
+            gc.collect()
+        assert [reference() for reference in gone] == [None, None]
+        assert torch.equal(logits[0], logits[2])
+        assert torch.equal(logits[1], logits[3])
 
     def test_several_videos(self, videollm):
         """Each is thinned out by itself, and what stands between them stays there."""
