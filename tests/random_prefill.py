@@ -5,8 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from adatp import AdaTP
 from adatp.layout import PromptLayout
+from adatp.methods import AdaTP
+from adatp.methods.method import BetweenLayers
 from adatp.prefill import Prefill, Tokens
 from adatp_kernels.dispatch import Impl
 from adatp_kernels.select import FIXED
@@ -31,6 +32,7 @@ def prefill(
     device: str,
     *,
     impl: Impl = "auto",
+    method: BetweenLayers = AdaTP(),  # noqa: B008  frozen
     watch: Callable[[], AbstractContextManager] = nullcontext,
 ) -> list[tuple[Tokens, object]]:
     """The tokens after every cut, and what a `watch()` around it gave. All that is random is made on the device."""
@@ -40,7 +42,7 @@ def prefill(
         return torch.randn(*shape, dtype=torch.bfloat16, device=device)
 
     similarity = torch.rand(layout.frames, device=device) - 0.4
-    cuts = Prefill(AdaTP(), LAYERS, layout, random(layout.frames, 32), similarity, impl)
+    cuts = Prefill(method, LAYERS, layout, random(layout.frames, 32), similarity, impl)
     tokens = cuts.tokens(random(1, length, WIDTH), random(1, length, DIM), random(1, length, DIM))
     after = []
     for layer in cuts.cuts:

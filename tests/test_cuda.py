@@ -9,10 +9,14 @@ import torch
 pytest.importorskip("triton")
 
 import triton
+from conftest import make_inputs
 from random_prefill import layout, prefill
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+import adatp
+from adatp.builtin import load_builtin
+from adatp.methods import METHODS
 from adatp.prefill import Prefill
 from adatp_kernels import compact_triton, score_triton, select_triton
 from adatp_kernels.compact import compact, compact_reference
@@ -42,14 +46,15 @@ def waiting(mode):
 
 
 @VIDEOS
-def test_nothing_waits_for_the_gpu_but_the_one_read(monkeypatch, videos):
+@pytest.mark.parametrize("method", [adatp.AdaTP(), adatp.FastV(), adatp.PyramidDrop()], ids=lambda method: method.name)
+def test_nothing_waits_for_the_gpu_but_the_one_read(monkeypatch, videos, method):
     reads = []
     read = Prefill._read
 
-    def may_wait(self, keep, segment):
+    def may_wait(self, grouping, quota):
         reads.append(1)
         with waiting("default"):
-            return read(self, keep, segment)
+            return read(self, grouping, quota)
 
     monkeypatch.setattr(Prefill, "_read", may_wait)
     prompt = layout(8, 23, videos)
@@ -57,9 +62,9 @@ def test_nothing_waits_for_the_gpu_but_the_one_read(monkeypatch, videos):
     with waiting("error"):
         with pytest.raises(RuntimeError, match="synchronizing"):
             one.item()
-        after = prefill(prompt, "cuda")
+        after = prefill(prompt, "cuda", method=method)
     assert reads == [1]
-    assert after[-1][0].width < after[0][0].width < prompt.length, "and it was a pruned prefill"
+    assert after[-1][0].width <= after[0][0].width < prompt.length, "and it was a pruned prefill"
 
 
 @VIDEOS
@@ -219,3 +224,22 @@ def test_the_kernels_run_where_the_tensors_are():
     assert got.device == moved.device == torch.device("cuda:1")
     torch.testing.assert_close(got, score(*inputs, scale=0.1, impl="reference"), rtol=2e-2, atol=1e-6)
     assert torch.equal(moved[0], got[keep])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_keeps_on_the_gpu_what_it_keeps_on_the_cpu(method):
+    """A padded batch of two clips; and the logits of what is generated, DyCoke's choice in decoding included."""
+    kept, logits = [], []
+    for device in ("cpu", "cuda"):
+        builtin = load_builtin(image_size=84, layers=16)
+        model, relevance = builtin.model.to(device), builtin.relevance.to(device)
+        inputs = make_inputs(builtin, ["What is in the picture?", "Where?"]).to(device)
+        with adatp.apply(model, builtin.processor, method, relevance=relevance) as pruned:
+            output = model.generate(
+                **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+            )
+            kept.append(torch.stack([s.kept_mask(layer) for s in pruned.report.samples for layer in range(16)]))
+        logits.append(torch.stack(output.logits).cpu())
+    assert torch.equal(*kept)
+    torch.testing.assert_close(*logits, rtol=1e-3, atol=1e-3)

@@ -226,7 +226,7 @@ def later_cuts(prefill, layout, device, watch):
 def test_a_later_cut_is_three_operations_and_nothing_else(layout, monkeypatch):
     host = make(layout)
     run(host, layout, "cpu")
-    monkeypatch.setattr(Prefill, "_read", lambda self, keep, segment: host.plan)
+    monkeypatch.setattr(Prefill, "_read", lambda self, grouping, quota: host.plan)
     seen = later_cuts(make(layout, "meta", "triton"), layout, "meta", Operations)
     assert [operations.names for operations in seen] == [["adatp::score", "adatp::select", "adatp::compact"]] * 3
 

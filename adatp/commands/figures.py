@@ -128,7 +128,7 @@ def _study(
             flops=report.flops.ratio,
             sample=sample,
         )
-        notes += report.notes
+        notes += [f"{type(method).__name__}: {note}" for note in report.notes]
     return Study(loaded.name, video, question, unpruned, clip, attention, runs, tuple(notes))
 
 
