@@ -63,4 +63,4 @@ $(READY): setup.py constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-transformers-* build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+	rm -rf .venv .venv-transformers-* figures build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png

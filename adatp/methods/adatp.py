@@ -68,8 +68,7 @@ class AdaTP(BetweenLayers):
         require(0 < self.gamma <= 1, "gamma", self.gamma, "in (0, 1]")
 
     @property
-    def knob_range(self) -> tuple[float, float]:  # type: ignore[override]
-        """Of p."""
+    def knob_range(self) -> tuple[float, float]:
         return 0.0, 1 / self.start_ratio
 
     @property

@@ -37,15 +37,18 @@ class Method(ABC):
         name: by which it is asked for.
         source: where it was published; empty for a plain one.
         knob: the setting that a FLOPs budget turns; None if there is none.
-        knob_range: its lowest and highest value.
         renumbers: whether the tokens left take consecutive positions.
     """
 
     name: ClassVar[str]
     source: ClassVar[str] = ""
     knob: ClassVar[str | None] = None
-    knob_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
     renumbers: ClassVar[bool] = False
+
+    @property
+    def knob_range(self) -> tuple[float, float]:
+        """The lowest and the highest value of the knob."""
+        return 0.0, 1.0
 
     @property
     def wants_frames(self) -> bool:
