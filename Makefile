@@ -13,6 +13,10 @@ READY := $(VENV)/ready
 # what runs through the kernels, on a machine without a GPU
 INTERPRETED := $(addprefix tests/test_,score.py select.py compact.py operators.py prefill.py)
 
+# what calls nothing of transformers: another version of it changes nothing here
+INDEPENDENT := $(addprefix tests/test_,agreement.py bias.py budget.py compact.py compile_matrix.py methods.py \
+	operators.py page.py page_browser.py score.py segments.py select.py video.py)
+
 # one process a core, on one thread each: the tensors are small
 PARALLEL := --numprocesses auto --benchmark-disable
 
@@ -26,8 +30,7 @@ demo: $(READY)
 
 test: $(READY)
 	@echo "== test: $$($(BIN)/python -c 'import torch, transformers as t; print("torch", torch.__version__, "transformers", t.__version__)')"
-	@# the kernels know nothing of transformers: another version of it changes nothing in how they compile and run
-	$(BIN)/python -m pytest $(PARALLEL) $(if $(TRANSFORMERS),--ignore tests/test_compile_matrix.py)
+	$(BIN)/python -m pytest $(PARALLEL) $(if $(TRANSFORMERS),$(addprefix --ignore=,$(INDEPENDENT)))
 ifeq ($(TRANSFORMERS),)
 	@echo "== test: the Triton kernels in Triton's interpreter"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) $(INTERPRETED)
