@@ -132,8 +132,9 @@ class PrunedLayer(_Masked, DynamicLayer):
             attended: `[B, kept_length]` bool: the slots of the prompt to attend to; None for all.
         """
         self._mask_given = True
-        kept = self.kept
+        kept, device = self.kept, self.keys.device  # what the model and other layers hand over may be elsewhere
         if attended is not None:
+            attended = attended.to(device)
             kept = attended if kept is None else kept & attended
         if own is None:
             if kept is None:
@@ -141,6 +142,7 @@ class PrunedLayer(_Masked, DynamicLayer):
             since = self.keys.shape[-2] - self.kept_length + new
             mask = torch.cat([kept, kept.new_ones(kept.shape[0], since)], 1)
             return mask if "flash" in attention else mask[:, None, None, :]
+        own = own.to(device)
         since_prompt = own[..., self.prompt_length :]
         shape = (*own.shape[:-1], self.kept_length)
         if kept is None:
@@ -192,15 +194,16 @@ class PrunedStaticLayer(_Masked, StaticLayer):
         """Take the prompt: `[B, G, L, d]` keys and values, `[B, L]` bool, where they are any, and the shift."""
         self.update(keys, values)
         self.visible[:, : visible.shape[1]] = visible
-        if shift is None or self.shift is None:
-            self.shift = shift
-        else:
-            self.shift.tokens.copy_(shift.tokens)
+        if shift is not None and self.shift is not None:  # compiled code may know its tensor by the address
+            shift = replace(shift, tokens=self.shift.tokens.copy_(shift.tokens))
+        self.shift = shift
         self._pruned = True
 
     def reset(self) -> None:
         super().reset()
         self.visible.fill_(True)
+        if self.shift is not None:
+            self.shift.tokens.zero_()
         self._pruned = False
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -221,7 +224,7 @@ class PrunedStaticLayer(_Masked, StaticLayer):
         if not self._pruned:
             return own
         assert own is not None, "a cache of fixed size always comes with a mask"
-        visible = self.visible[:, None, None, :]
+        own, visible = own.to(self.visible.device), self.visible[:, None, None, :]
         if own.is_floating_point():
             return own.masked_fill(~visible, torch.finfo(own.dtype).min)
         return own & visible

@@ -91,7 +91,8 @@ class Decoding:
         return step.tables[shift.group]
 
     def _moved(self, shift: Shift, hidden: Tensor, position_ids: Tensor) -> Tables:
-        tables: Tables = self._family.decoder.rotary_emb(hidden, position_ids - shift.tokens[:, None])
+        positions = position_ids.to(hidden.device) - shift.tokens.to(hidden.device)[:, None]
+        tables: Tables = self._family.decoder.rotary_emb(hidden, positions)
         return tables
 
     @torch.compiler.disable

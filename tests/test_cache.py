@@ -3,7 +3,7 @@ import torch
 from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import DynamicLayer
 
-from adatp.cache import PrunedLayer, PrunedStaticLayer, check_cache, fill_layer
+from adatp.cache import PrunedLayer, PrunedStaticLayer, Shift, check_cache, fill_layer
 
 KEPT = torch.tensor([[True, True, True], [False, True, True]])
 
@@ -180,6 +180,38 @@ def test_a_static_layer_keeps_its_buffers(sdpa):
     assert [t.data_ptr() for t in (layer.keys, layer.values, layer.visible, layer.cumulative_length)] == before
     assert layer.visible.int().tolist() == [[0, 0, 1, 1, 1, 1, 1, 1]]
     assert layer.keys[0, 0, :, 0].tolist() == [0, 0, 3, 3, 0, 0, 0, 0]
+
+
+def test_a_static_layer_takes_the_next_prompts_shift(sdpa):
+    """Into the tensor it has, but with the group that the next prompt puts the layer into."""
+    cache = StaticCache(config(sdpa), 8)
+    fill_layer(cache, 0, [part(5, 1)], 5, 0, pruned=True, shift=Shift(torch.tensor([3]), 0))
+    layer = cache.layers[0]
+    address = layer.shift.tokens.data_ptr()
+    cache.reset()
+    fill_layer(cache, 0, [part(2, 3)], 4, 0, pruned=True, shift=Shift(torch.tensor([7]), 2))
+    assert layer.shift.tokens.tolist() == [7]
+    assert layer.shift.tokens.data_ptr() == address
+    assert layer.shift.group == 2
+
+
+def test_reordering_and_repeating_move_the_shift():
+    layer = filled()
+    layer.shift = Shift(torch.tensor([4, 5]), 1)
+    layer.reorder_cache(torch.tensor([1, 0]))
+    layer.batch_repeat_interleave(2)
+    assert layer.shift.tokens.tolist() == [5, 5, 4, 4]
+    assert layer.shift.group == 1
+
+
+def test_the_mask_is_made_where_the_layer_is():
+    """What the model and the layer that chooses hand over may be on other devices; meta tensors meet no others."""
+    layer = filled()
+    layer.keys, layer.kept = layer.keys.to("meta"), layer.kept.to("meta")
+    attended = torch.ones(2, 3, dtype=torch.bool)
+    own = torch.ones(2, 1, 1, 6, dtype=torch.bool)
+    for given in (own, None):
+        assert layer.decode_mask(given, 1, "sdpa", attended).device.type == "meta"
 
 
 def test_a_static_layer_without_a_mask_of_its_own_is_refused(sdpa):
