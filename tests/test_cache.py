@@ -189,6 +189,7 @@ def test_a_static_layer_takes_the_next_prompts_shift(sdpa):
     layer = cache.layers[0]
     address = layer.shift.tokens.data_ptr()
     cache.reset()
+    assert layer.shift.tokens.tolist() == [0], "a prompt without a video moves nothing"
     fill_layer(cache, 0, [part(2, 3)], 4, 0, pruned=True, shift=Shift(torch.tensor([7]), 2))
     assert layer.shift.tokens.tolist() == [7]
     assert layer.shift.tokens.data_ptr() == address

@@ -334,19 +334,6 @@ class TestEveryMethod:
                 assert torch.equal(expected.sequences, output.sequences)
                 cache.reset()
 
-    @pytest.mark.parametrize("method", [BEFORE["visionzip"], BETWEEN["pyramiddrop"]], ids=lambda method: method.name)
-    def test_a_static_cache_is_used_again_without_a_video(self, videollm, method):
-        text = videollm.processor.tokenizer(["Tell me about it."], return_tensors="pt")
-        expected = generate(videollm, text)
-        cache = StaticCache(config=videollm.model.config.text_config, max_cache_len=400)
-        with applied(videollm, method):
-            generate(videollm, make_inputs(videollm, QUESTIONS[:1], frames=6), past_key_values=cache)
-            cache.reset()
-            output = generate(videollm, text, past_key_values=cache)
-        assert torch.equal(expected.sequences, output.sequences)
-        for one, other in zip(expected.logits, output.logits, strict=True):
-            torch.testing.assert_close(one, other, **CLOSE)
-
     @peers
     def test_prompt_lookup_gives_what_greedy_gives(self, videollm, method):
         inputs = make_inputs(videollm, ["abcabcabcabc"], frames=4)
