@@ -93,6 +93,30 @@ class TestRun:
         assert result["report"]["samples"][0]["similarity"] is None
         assert any("no global debiasing" in note for note in result["notes"])
 
+    def test_a_method_and_its_settings(self, capsys, bikes):
+        arguments = ("run", bikes, "--question", "Who?", "--frames", 8, "--method", "fastv", "--json")
+        code, out, err = run(capsys, *arguments, "--set", "keep=0.25", "--set", "layer=3")
+        report = json.loads(out)["report"]
+        assert code == 0
+        assert "answering with FastV" in err
+        assert report["method"] == "fastv"
+        assert report["samples"][0]["settings"] == {"layer": 3, "keep": 0.25}
+        assert report["samples"][0]["kept"] == [392] * 3 + [98] * 15
+
+        code, out, _ = run(capsys, *arguments, "--flops", 0.4)
+        report = json.loads(out)["report"]
+        assert code == 0
+        assert report["flops"]["ratio"] == pytest.approx(0.4, abs=0.002)
+        assert report["samples"][0]["settings"]["keep"] < 0.5
+
+    def test_a_method_before_the_decoder_is_shown(self, capsys, bikes, tmp_path):
+        file = tmp_path / "overlay.png"
+        arguments = ("--frames", 4, "--method", "visionzip", "--max-new-tokens", 2, "--overlay", file)
+        code, out, _ = run(capsys, "run", bikes, "--question", "Who?", *arguments)
+        assert code == 0
+        assert "visionzip" in out
+        assert Image.open(file).size[0] > 0
+
     def test_fewer_frames_than_asked_for(self, capsys, tmp_path):
         import av
 
@@ -167,6 +191,12 @@ class TestErrors:
             (["--impl", "triton"], "impl='triton' cannot run"),
             (["--last", "18"], "last must be a layer of the model, at most 17"),
             (["--model", "/nowhere/model"], "--model /nowhere/model cannot be loaded"),
+            (["--method", "fastv", "--p", "1"], "method 'fastv' has no setting 'p'; it has layer, keep"),
+            (["--set", "tau=1"], "method 'adatp' has no setting 'tau'"),
+            (["--p", "1", "--set", "p=2"], "p is set twice"),
+            (["--method", "fastv", "--flops", "0.01"], "flops must be from"),
+            (["--method", "none", "--flops", "0.5"], "flops cannot be asked of the method 'none'"),
+            (["--method", "pyramiddrop", "--set", "stages=19"], "stages must be at most the model's 18 layers"),
         ],
     )
     def test_exit_code_2_and_one_message(self, capsys, bikes, extra, message):
@@ -185,6 +215,13 @@ class TestErrors:
         assert out == ""
         assert name in err
         assert "Traceback" not in err
+
+    @pytest.mark.parametrize("setting", ["keep", "=1", "keep="])
+    def test_a_setting_without_name_or_value(self, capsys, setting):
+        with pytest.raises(SystemExit) as error:
+            main(["run", "x.mp4", "--question", "?", "--set", setting])
+        assert error.value.code == 2
+        assert "must be NAME=VALUE" in capsys.readouterr().err
 
     def test_unknown_arguments(self, capsys):
         with pytest.raises(SystemExit) as error:
@@ -205,6 +242,18 @@ class TestFlops:
         assert code == 0
         assert "15-27" in out
         assert "of unpruned" in out
+
+    def test_another_method(self, capsys):
+        arguments = ("--model", "onevision-0.5b", "--method", "dycoke", "--set", "k=0.9")
+        code, out, _ = run(capsys, "flops", *arguments, "--json")
+        result = json.loads(out)
+        assert code == 0
+        assert result["tokens_per_layer"] == [2201 + 113] * 24
+        assert (result["method"], result["k"]) == ("dycoke", 0.9)
+        code, out, _ = run(capsys, "flops", *arguments)
+        assert code == 0
+        assert "dycoke (k=0.9)" in out
+        assert "deduplication" not in out
 
     def test_bad_input(self, capsys):
         assert run(capsys, "flops", "--model", "onevision-7b", "--last", 40)[0] == 2
