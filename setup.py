@@ -35,6 +35,7 @@ setup(
         "rich>=13",
         "safetensors>=0.4.3",
         "sentencepiece>=0.2",  # SigLIP's tokenizer
+        "typing_extensions>=4.10",
     ],
     extras_require={
         "flash-attn": ["flash-attn>=2.7"],

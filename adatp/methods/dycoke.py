@@ -20,10 +20,10 @@ class DyCoke(BeforeDecoder):
     Their code loses the last of an odd number of frames and fails on fewer than five; here that frame stays whole, and
     the second comparison has nothing to compare.
 
-    In a step of decoding, the newest token's attention in layer L - 1, averaged over heads, ranks the W visual tokens,
-    and layers from L on attend to the int((1 - P) * W) highest. By the paper a choice stands while that attention is
-    like the one that made it, with a cosine of at least 0.9; by their code, a step whose attention is like the last
-    step's attends to everything again.
+    In a step of decoding, the newest token's attention in layer L - 1, averaged over heads, ranks the visual tokens
+    but the last, W of them, and layers from L on attend to the int((1 - P) * W) highest and to that last one. By the
+    paper a choice stands while that attention is like the one that made it, with a cosine of at least 0.9; by their
+    code, a step whose attention is like the last step's attends to everything again.
 
     Attributes:
         k: share of a compared frame's tokens that are merged away, in [0, 1].
