@@ -206,7 +206,9 @@ class PrunedForward:
                 similar = similarity(features[None], text[b : b + 1])[0]
             # what deduplication will leave, the settings alone do not say
             flops = self._flops if method.deduplicates else None
-            yield Prefill(method, self._layers, layout, features, similar, self._impl, self._average, flops)
+            yield Prefill(
+                method, self._layers, layout, features, similar, self._impl, self._average, flops, self._batch.draft
+            )
 
     def _frames(self) -> tuple[Tensor | None, Tensor | None, Sequence[str | None] | None]:
         """`[F, D]` a feature of every frame of all videos, `[B, D]` of each question, and the questions."""

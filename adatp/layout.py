@@ -1,5 +1,6 @@
 """Where a prompt's videos are."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -62,3 +63,12 @@ class PromptLayout(VideoGrid):
     def visual(self) -> Tensor:
         """`[N_v]` int64: the prunable tokens."""
         return (self.frame >= 0).nonzero().flatten()
+
+
+def by_layer(layers: int, whole: int, after: Mapping[int, int]) -> list[int]:
+    """Tokens at the input of each of `layers`: the `whole`, and from a layer with a cut in front of it what is left."""
+    counts, current = [], whole
+    for layer in range(layers):
+        current = after.get(layer, current)
+        counts.append(current)
+    return counts

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from adatp.flops import linear_ratio
-from adatp.layout import PromptLayout
+from adatp.layout import PromptLayout, by_layer
 from adatp.methods.method import BetweenLayers, Grouping
 from adatp_kernels.compact import compact
 from adatp_kernels.dispatch import Impl
@@ -113,6 +113,7 @@ class Prefill:
             ranks (tensor parallelism).
         flops: share of the unpruned prefill's FLOPs (linear layers) that the prefill shall cost, where the method
             does not already say.
+        draft: tokens at the end of `layout` that follow the prompt, and are no part of its cost.
 
     Attributes:
         notes: what the user should know.
@@ -131,6 +132,7 @@ class Prefill:
         impl: Impl = "auto",
         average: Callable[[Tensor], Tensor] | None = None,
         flops: float | None = None,
+        draft: int = 0,
     ) -> None:
         layout.check()
         self.method = method
@@ -139,6 +141,7 @@ class Prefill:
         self.impl = impl
         self.average = average
         self.flops = flops
+        self.draft = draft
         self.cuts = method.cuts(layers)
         self.plan: Plan | None = None
         self.origins: dict[int, Tensor] = {}  # by layer of a cut: `Tokens.origin` after it
@@ -283,11 +286,8 @@ class Prefill:
 
     def _cost(self, plan: Plan) -> float:
         """FLOPs of the prefill's linear layers over the unpruned one's."""
-        after = dict(zip(self.cuts, self._widths(plan), strict=True))
-        lengths = [self.layout.length]
-        for layer in range(1, self.layers):
-            lengths.append(after.get(layer, lengths[-1]))
-        return linear_ratio(lengths, self.layout.length)
+        prompt, widths = self.layout.length - self.draft, (width - self.draft for width in self._widths(plan))
+        return linear_ratio(by_layer(self.layers, prompt, dict(zip(self.cuts, widths, strict=True))), prompt)
 
     def _foresee(self, plan: Plan, device: torch.device) -> list[Places]:
         """Where everything stands after every cut, computed on the host and sent in one go."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from adatp.compression import Compression
 from adatp.flops import Flops, PrefillCounter
-from adatp.layout import VideoGrid
+from adatp.layout import VideoGrid, by_layer
 from adatp.methods.method import Method
 from adatp.prefill import Prefill
 
@@ -196,9 +196,12 @@ def cut_sample(prefill: Prefill, length: int, question: str | None) -> Sample:
         length: tokens of the prompt.
         question: what the frames were compared with, None if they were not.
     """
-    plan, layout, layers = prefill.plan, prefill.layout, prefill.layers
+    plan, layout = prefill.plan, prefill.layout
     assert plan is not None, "a finished prefill has made its first cut"
-    cuts = list(prefill.cuts)
+
+    def kept(whole: int, after: Tensor) -> tuple[int, ...]:
+        return tuple(by_layer(prefill.layers, whole, dict(zip(prefill.cuts, after.tolist(), strict=True))))
+
     home, similar = plan.segment_of_frame.tolist(), plan.similarity.tolist()
     segments = []
     for s in sorted(set(home)):
@@ -209,7 +212,7 @@ def cut_sample(prefill: Prefill, length: int, question: str | None) -> Sample:
                 stop=members[-1] + 1,
                 similarity=None if question is None else sum(similar[i] for i in members) / len(members),
                 significant=bool(plan.significant[s]),
-                kept=_by_layer(layers, len(members) * layout.tokens_per_frame, cuts, plan.kept[:, s].tolist()),
+                kept=kept(len(members) * layout.tokens_per_frame, plan.kept[:, s]),
             )
         )
     return Sample(
@@ -217,7 +220,7 @@ def cut_sample(prefill: Prefill, length: int, question: str | None) -> Sample:
         grid=layout.grid,
         other_tokens=length - layout.visual_tokens,
         question=question,
-        kept=_by_layer(layers, layout.visual_tokens, cuts, plan.kept.sum(1).tolist()),
+        kept=kept(layout.visual_tokens, plan.kept.sum(1)),
         similarity=None if question is None else tuple(similar),
         segments=tuple(segments),
         method=prefill.method,
@@ -242,13 +245,3 @@ def compressed_sample(compression: Compression, layers: int, length: int) -> Sam
         _visual=layout.visual,
         _origins={0: compression.origin},
     )
-
-
-def _by_layer(layers: int, whole: int, cuts: list[int], kept: list[int]) -> tuple[int, ...]:
-    """Tokens at every layer's input, from those after each cut."""
-    counts, current = [], whole
-    after = dict(zip(cuts, kept, strict=True))
-    for layer in range(layers):
-        current = after.get(layer, current)
-        counts.append(current)
-    return tuple(counts)

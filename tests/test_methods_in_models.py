@@ -515,6 +515,16 @@ class TestBudget:
             videollm.model(**inputs)
             assert pruned.report.samples[0] == report.samples[0]
 
+    def test_adatp_at_the_same_setting_whatever_follows_the_prompt(self, videollm):
+        """What is drafted, or generated without a cache, comes with the prompt, and is no part of its cost."""
+        inputs = make_inputs(videollm, QUESTIONS[:1], frames=8)
+        settings = []
+        with applied(videollm, adatp.AdaTP(tau_s=1.0), flops=0.5) as pruned, torch.no_grad():
+            for length in (1, 16):
+                generate(videollm, inputs, max_new_tokens=length, min_new_tokens=length, use_cache=False)
+                settings.append(pruned.report.samples[0].method)
+        assert settings[0] == settings[1]
+
     def test_adatp_out_of_reach_of_its_deduplication(self, videollm):
         inputs = make_inputs(videollm, QUESTIONS[:1], frames=8)
         method = adatp.AdaTP(segments=False)  # one segment keeps one token a position

@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from adatp.flops import linear_ratio
-from adatp.layout import PromptLayout, VideoGrid
+from adatp.layout import PromptLayout, VideoGrid, by_layer
 
 
 class SparseDecoding(NamedTuple):
@@ -243,12 +243,8 @@ class BetweenLayers(Method):
         return min(self.cuts(layers), default=layers)
 
     def counts(self, video: VideoGrid, layers: int) -> list[int]:
-        cuts, counts, current = self.cuts(layers), [], video.visual_tokens
-        for layer in range(layers):
-            if layer in cuts:
-                current = min(current, self.tokens(cuts[layer], video.visual_tokens))
-            counts.append(current)
-        return counts
+        whole = video.visual_tokens
+        return by_layer(layers, whole, {layer: self.tokens(ratio, whole) for layer, ratio in self.cuts(layers).items()})
 
 
 def require(holds: bool, name: str, value: Any, wanted: str) -> None:
