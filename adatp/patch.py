@@ -368,9 +368,8 @@ def apply(
     family = family_of(model)
     _refuse_twice(model)
     resolve(impl, family.decoder.device)
-    text_config = family.decoder.config
-    method.check(text_config.num_hidden_layers)
-    if "sliding_attention" in (getattr(text_config, "layer_types", None) or ()):
+    method.check(family.decoder.config.num_hidden_layers)
+    if family.has_sliding_windows:
         raise ValueError("the model has sliding-window layers, whose window would span dropped tokens")
     tokenizer = getattr(processor, "tokenizer", processor)
     loaded = None

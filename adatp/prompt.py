@@ -74,10 +74,8 @@ class PrunedPrompt:
         if index != self._scorer:
             return
         assert self._tokens is not None
-        tokens, rows = self._tokens, self._tokens.places.rows[0]
-        parts = (projected, tokens.cos, tokens.sin)
-        query, cos, sin = (part.index_select(1, rows.to(part.device)).to(projected.device) for part in parts)
-        self._query = self.family.rotate(self.family.decoder.layers[index], query, cos, sin)
+        tokens, layer = self._tokens, self.family.decoder.layers[index]
+        self._query = self.family.queries(layer, projected, tokens.places.rows[0], tokens.cos, tokens.sin)
 
     def _cut(self, index: int, tokens: Tokens) -> Tokens:
         scorer = index if self.prefill.method.scores_itself else index - 1

@@ -111,6 +111,16 @@ def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
     return inputs.to(loaded.model.device, loaded.model.dtype)
 
 
+@torch.inference_mode()
+def generate(loaded: Loaded, inputs: Any, max_new_tokens: int, streamer: Any = None) -> tuple[str, int]:
+    """What the model says to a prompt, greedily, and how many tokens that took."""
+    output = loaded.model.generate(
+        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=streamer
+    )
+    generated = output[0, inputs["input_ids"].shape[1] :]
+    return str(loaded.processor.decode(generated, skip_special_tokens=True)).strip(), len(generated)
+
+
 def run(
     clip: Clip,
     decoding: float,
@@ -151,16 +161,15 @@ def run(
     unpruned = None
     if compare:
         tell("answering without pruning")
-        unpruned = _generate(loaded, inputs, before, None, max_new_tokens)
+        unpruned = _timed(loaded, inputs, before, None, max_new_tokens)
     with apply(loaded.model, loaded.processor, method, flops=flops, relevance=loaded.relevance, impl=impl) as pruned:
         tell(f"answering with {type(method).__name__}")
-        answer = _generate(loaded, inputs, before, pruned.relevance, max_new_tokens)
+        answer = _timed(loaded, inputs, before, pruned.relevance, max_new_tokens)
         report = pruned.report
     return Result(answer, report, unpruned)
 
 
-@torch.inference_mode()
-def _generate(
+def _timed(
     loaded: Loaded, inputs: Any, before: dict[str, float], relevance: Relevance | None, max_new_tokens: int
 ) -> Answer:
     family = family_of(loaded.model)
@@ -172,12 +181,8 @@ def _generate(
     first = FirstToken()
     with Stopwatch(stages) as watch:
         begin = now()
-        output = loaded.model.generate(
-            **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=first
-        )
+        text, tokens = generate(loaded, inputs, max_new_tokens, streamer=first)
     assert first.at is not None, "generate always puts out a token"
     seconds = {**before, **watch.seconds}
     seconds["other"] = max(0.0, first.at - begin - sum(watch.seconds.values()))
-    generated = output[0, inputs["input_ids"].shape[1] :]
-    text = loaded.processor.decode(generated, skip_special_tokens=True).strip()
-    return Answer(text, len(generated), seconds)
+    return Answer(text, tokens, seconds)

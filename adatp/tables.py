@@ -1,5 +1,6 @@
 """Reports for people (tables) and for programs (plain values)."""
 
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
@@ -42,8 +43,7 @@ def print_run(model: str, question: str, clip: Clip, result: Result, notes: list
     """Print the result of `adatp run`."""
     console = Console(highlight=False)
     sample = result.report.samples[0]
-    for note in notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+    print_notes(console, notes)
     assert result.report.method is not None
     console.print(f"[bold]model[/]     {escape(model)}")
     console.print(f"[bold]method[/]    {describe(result.report.method)}")
@@ -55,6 +55,12 @@ def print_run(model: str, question: str, clip: Clip, result: Result, notes: list
     console.print(_segments(sample, clip))
     console.print(_seconds(result))
     _print_flops(console, result.report.flops)
+
+
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """Print what the user should know."""
+    for note in notes:
+        console.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def print_flops(model: str, method: Method, flops: Flops, lengths: list[int], visual: int, text_tokens: int) -> None:

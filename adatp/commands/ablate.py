@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     ablate.add_argument("--table", default="all", choices=("2", "3", "4", "all"), help="of the paper (default all)")
     ablate.add_argument("--p", type=float, default=1.0, help="compression setting of all rows (default 1.0)")
     ablate.add_argument("--frames", type=int, default=32, help="frames to sample of each video (default 32)")
-    ablate.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    options.add_json(ablate)
     options.add_model(ablate)
     ablate.set_defaults(command=_ablate)
 

@@ -11,21 +11,11 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     compare = commands.add_parser("compare", help="the methods side by side on a video, at the same FLOPs")
     options.add_video(compare)
-    compare.add_argument(
-        "--methods",
-        type=options.names,
-        default=[name for name in options.METHODS if name != "none"],
-        metavar="M,M,...",
-        help=f"of {', '.join(options.METHODS)} (default: all; the unpruned model always comes first)",
-    )
-    compare.add_argument(
-        "--flops",
-        type=float,
-        metavar="SHARE",
-        help="share of the unpruned prefill's FLOPs that each shall cost (default: each at its own settings)",
-    )
+    pruning = [name for name in options.METHODS if name != "none"]
+    told = f"of {', '.join(options.METHODS)} (default: all; the unpruned model always comes first)"
+    options.add_methods(compare, pruning, told)
     compare.add_argument("--repeat", type=int, default=5, help="timed prefills of each method (default 5)")
-    compare.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    options.add_json(compare)
     options.add_model(compare)
     compare.set_defaults(command=_compare)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from adatp.commands import options
 
 if TYPE_CHECKING:  # the command line starts without torch
+    from adatp.pictures.bias import Biases
     from adatp.pictures.page import Study
     from adatp.run import Loaded
     from adatp.video import Clip
@@ -22,19 +23,7 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     parser = commands.add_parser("figures", help="draw where the model looks, and what each method keeps")
     options.add_video(parser)
-    parser.add_argument(
-        "--methods",
-        type=options.names,
-        default=list(METHODS),
-        metavar="M,M,...",
-        help=f"to draw side by side (default {','.join(METHODS)})",
-    )
-    parser.add_argument(
-        "--flops",
-        type=float,
-        metavar="SHARE",
-        help="share of the unpruned prefill's FLOPs for every method to cost, instead of its own settings",
-    )
+    options.add_methods(parser, METHODS, f"to draw side by side (default {','.join(METHODS)})")
     parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="where to (default figures)")
     options.add_model(parser)
     parser.set_defaults(command=figures)
@@ -53,6 +42,7 @@ def figures(arguments: argparse.Namespace) -> int:
     with options.progress() as progress:
         from dataclasses import replace
 
+        from adatp.pictures.bias import measure
         from adatp.pictures.page import write_page
 
         options.device_of(arguments)
@@ -69,12 +59,13 @@ def figures(arguments: argparse.Namespace) -> int:
             tell=progress.tell,
         )
         progress.tell("drawing")
-        written = _draw(arguments.out, study)
+        found = measure(study.attention.scores, study.attention.grid)
+        written = _draw(arguments.out, study, found)
     known = (loaded.note, clip.note, *progress.notes, *study.notes)
     study = replace(study, notes=tuple(dict.fromkeys(note for note in known if note)))
     page = arguments.out / "index.html"
     write_page(page, study)
-    _print(study, [page, *written])
+    _print(study, found, [page, *written])
     return 0
 
 
@@ -90,22 +81,18 @@ def _study(
     tell: Callable[[str], None],
 ) -> "Study":
     """Ask the question without pruning, and then with each of the methods."""
-    import torch
-
     from adatp.methods.settings import describe
     from adatp.patch import apply
     from adatp.pictures.attention import visual_attention
     from adatp.pictures.page import Run, Study
-    from adatp.run import inputs_of
+    from adatp.run import generate
+    from adatp.study.measure import EncodedClip
 
-    tell("preprocessing")
-    inputs = inputs_of(loaded, clip, question)
+    tell("encoding the clip")
+    inputs = EncodedClip(loaded, clip).inputs(question)
 
-    @torch.inference_mode()
     def answer() -> str:
-        output = loaded.model.generate(**inputs, max_new_tokens=LONGEST_ANSWER, do_sample=False, num_beams=1)
-        text: str = loaded.processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return text.strip()
+        return generate(loaded, inputs, LONGEST_ANSWER)[0]
 
     tell("looking where the model looks")
     attention = visual_attention(loaded.model, inputs)
@@ -132,13 +119,11 @@ def _study(
     return Study(loaded.name, video, question, unpruned, clip, attention, runs, tuple(notes))
 
 
-def _draw(folder: Path, study: "Study") -> list[Path]:
+def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
     """The PNGs."""
-    from adatp.pictures.bias import measure
     from adatp.pictures.figures import draw_kept, draw_per_frame, draw_per_position, draw_top_tokens
 
     attention, title = study.attention, f"{study.question}  ({study.model}, {study.video})"
-    found = measure(attention.scores, attention.grid)
     paths = [folder / f"{name}.png" for name in ("attention_per_frame", "attention_per_position", "top_tokens", "kept")]
     draw_per_frame(paths[0], found.per_frame.numpy(), title)
     draw_per_position(paths[1], found.per_position.numpy(), title)
@@ -149,21 +134,19 @@ def _draw(folder: Path, study: "Study") -> list[Path]:
     return paths
 
 
-def _print(study: "Study", paths: Sequence[Path]) -> None:
+def _print(study: "Study", found: "Biases", paths: Sequence[Path]) -> None:
     """The numbers that the paper quotes, of every layer, and what was written."""
     from rich import box
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
-    from adatp.pictures.bias import LAST_FRAMES, Bias, measure, shares
+    from adatp.pictures.bias import LAST_FRAMES, Bias, shares
+    from adatp.tables import print_notes
 
     attention = study.attention
-    found = measure(attention.scores, attention.grid)
     rows, _ = attention.grid
     console = Console(highlight=False)
-    for note in study.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+    print_notes(console, study.notes)
     last = min(LAST_FRAMES, attention.frames)
     table = Table(
         "layer", f"last {last} frames", "ends", "position", "both", "peak", "row", "column",

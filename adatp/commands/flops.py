@@ -15,7 +15,7 @@ def add(commands: Any) -> None:
     flops.add_argument("--model", required=True, choices=SHAPES)
     options.add_method(flops)
     flops.add_argument("--text-tokens", type=int, help="prompt tokens beside the visual ones (default: the paper's)")
-    flops.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    options.add_json(flops)
     flops.set_defaults(command=_flops)
 
 

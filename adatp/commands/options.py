@@ -3,7 +3,7 @@
 import argparse
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,6 +55,27 @@ def add_method(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--p", help="AdaTP's compression setting, scales every ratio (default 1.0)")
     parser.add_argument("--last", help="AdaTP's layer after which p * 12 %% stay (default N - 12)")
+
+
+def add_methods(parser: argparse.ArgumentParser, default: Sequence[str], help: str) -> None:
+    """Several methods at their own settings, or all at one cost."""
+    parser.add_argument("--methods", type=names, default=list(default), metavar="M,M,...", help=help)
+    add_flops(parser)
+
+
+def add_flops(parser: argparse.ArgumentParser) -> None:
+    """A cost instead of settings."""
+    parser.add_argument(
+        "--flops",
+        type=float,
+        metavar="SHARE",
+        help="share of the unpruned prefill's FLOPs to cost, instead of settings",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """What a program reads."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
 
 
 def setting(text: str) -> tuple[str, str]:

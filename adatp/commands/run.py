@@ -15,15 +15,10 @@ def add(commands: Any) -> None:
     run = commands.add_parser("run", help="answer a question about a video, pruned")
     options.add_video(run)
     options.add_method(run)
-    run.add_argument(
-        "--flops",
-        type=float,
-        metavar="SHARE",
-        help="share of the unpruned prefill's FLOPs to cost, instead of settings",
-    )
+    options.add_flops(run)
     run.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default 64)")
     run.add_argument("--compare", action="store_true", help="run the unpruned model beside it")
-    run.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    options.add_json(run)
     run.add_argument("--overlay", type=Path, metavar="FILE.png", help="draw the frames, dropped tokens veiled in white")
     run.add_argument(
         "--layers", type=options.numbers, metavar="L,L,...", help="layers to draw (default: first and last cut)"

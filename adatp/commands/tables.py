@@ -28,7 +28,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "videos", nargs="*", metavar="VIDEO", help="video to run AdaTP on, where its content decides the FLOPs"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    options.add_json(parser)
     options.add_model(parser)
     parser.set_defaults(command=tables)
 

@@ -125,6 +125,24 @@ class Family(ABC):
             `[1, H, T, d]` and `[1, G, W, d]`.
         """
 
+    def queries(self, layer: Any, projected: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Post-rotary queries of some of the tokens that a decoder layer has projected, `[1, H, T, d]`.
+
+        Args:
+            layer: one of `decoder.layers`.
+            projected: `[1, W, H * d]` what its query projection has put out for all.
+            rows: `[T]` int64, the tokens whose queries are wanted.
+            cos, sin: `[1, W, d]` rotary tables; these and `rows` may be on other devices.
+        """
+        parts = (projected, cos, sin)
+        chosen = [part.index_select(1, rows.to(part.device)).to(projected.device) for part in parts]
+        return self.rotate(layer, *chosen)
+
+    @property
+    def has_sliding_windows(self) -> bool:
+        """Whether some decoder layers do not attend to all tokens."""
+        return "sliding_attention" in (getattr(self.decoder.config, "layer_types", None) or ())
+
     @abstractmethod
     def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """Post-rotary queries or keys of a decoder layer.

@@ -13,6 +13,7 @@ from rich.table import Table
 from adatp.methods import AdaTP, VisionZip
 from adatp.paper.rows import COUNTED, MODELS, MOST_TEXT, Counter, Row, Shares, least_differences, mean_differences
 from adatp.shapes import MODEL_SHAPES
+from adatp.tables import print_notes
 
 MARKS = (
     "ours: linear. <=: the schedule's bound, a video's content decides how much less it is. *: a fit, the paper states "
@@ -41,8 +42,7 @@ def print_tables(rows: Sequence[Row], count: Counter, notes: Sequence[str]) -> N
     console = Console(highlight=False)
     told = ", ".join(f"{shape.text_tokens} for {model}" for model, shape in MODEL_SHAPES.items())
     console.print(f"{COUNTED}: {told}.\n\n{MARKS}\n")
-    for note in notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
+    print_notes(console, notes)
     names = {model: name for name, model in MODELS.items()}
     for (number, model), own in groupby(rows, key=lambda row: (row.table, row.model)):
         _print_table(console, f"Tab. {number}, {names[model]}", list(own))

@@ -50,7 +50,7 @@ def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMa
     family = family_of(model)
     if is_applied(model):
         raise ValueError("model must be unpruned: call remove() on what apply() has returned")
-    if "sliding_attention" in (getattr(family.decoder.config, "layer_types", None) or ()):
+    if family.has_sliding_windows:
         raise ValueError("model must attend to all tokens in every layer, but has sliding-window layers")
     layout = _layout(family, inputs)
     watch = _Watch(family, layout)
@@ -122,9 +122,7 @@ class _Watch:
     def _after_projection(self, layer: nn.Module) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], projected: Tensor) -> None:
             assert self._tables is not None
-            parts = (projected, *self._tables)
-            query, cos, sin = (part.index_select(1, self._rows.to(part.device)).to(projected.device) for part in parts)
-            self._query = self._family.rotate(layer, query, cos, sin)
+            self._query = self._family.queries(layer, projected, self._rows, *self._tables)
 
         return hook
 

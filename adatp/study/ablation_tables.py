@@ -11,8 +11,9 @@ from rich.table import Table
 from adatp.methods import Unpruned
 from adatp.study.ablation import Ablation, Outcome, Outcomes, Summary, Variant, summarise
 from adatp.study.answers import wilson
-from adatp.study.comparison_tables import agreement_to_dict, print_machine, print_notes, print_whole
+from adatp.study.comparison_tables import agreement_to_dict, print_machine, print_whole
 from adatp.study.questions import Question
+from adatp.tables import print_notes
 
 _TITLES = {
     "2": "Tab. 2: modules",

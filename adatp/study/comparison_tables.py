@@ -11,6 +11,7 @@ from rich.table import Table
 from adatp.methods.settings import describe
 from adatp.study.agreement import Agreement
 from adatp.study.comparison import Comparison, Refused, Row, quartiles
+from adatp.tables import print_notes
 from adatp.video import Clip
 
 _CAPTION = (
@@ -26,12 +27,6 @@ def print_whole(table: Table) -> None:
     out = Console(highlight=False)
     out.width = max(out.width, Console(width=1000).measure(table).maximum)
     out.print(table)
-
-
-def print_notes(out: Console, notes: list[str]) -> None:
-    """Print what the user should know."""
-    for note in notes:
-        out.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def print_machine(out: Console, model: str, machine: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from adatp.models import family_of
 from adatp.patch import Pruned, apply
 from adatp.relevance import NoRelevanceWarning
 from adatp.report import PruningReport
-from adatp.run import Loaded, inputs_of
+from adatp.run import Loaded, generate, inputs_of
 from adatp.stopwatch import Stopwatch
 from adatp.video import Clip
 from adatp_kernels.dispatch import Impl
@@ -101,13 +101,10 @@ def prefill(
     return Measured(output.logits[0, -1].float().cpu(), report, watch.seconds["decoder"])
 
 
-@torch.inference_mode()
 def answer(loaded: Loaded, inputs: Mapping[str, Any], method: Method | None, *, tokens: int, impl: Impl) -> str:
     """What the model says to a prompt, greedily, in at most that many tokens."""
     with _applied(loaded, method, None, impl):
-        output = loaded.model.generate(**inputs, max_new_tokens=tokens, do_sample=False, num_beams=1)
-    generated = output[0, inputs["input_ids"].shape[1] :]
-    return str(loaded.processor.decode(generated, skip_special_tokens=True)).strip()
+        return generate(loaded, inputs, tokens)[0]
 
 
 @contextmanager
