@@ -75,15 +75,15 @@ def load(
 ) -> Loaded:
     """Load a checkpoint by name or path, or the built-in model for None."""
     if checkpoint is None:
-        from adatp.builtin import load_builtin
+        from adatp.untrained import load_untrained
 
-        builtin = load_builtin(attention=attention)
+        untrained = load_untrained(attention=attention)
         kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
         return Loaded(
             "built-in",
-            builtin.model.to(device, kind),
-            builtin.processor,
-            builtin.relevance.to(device, kind) if relevance == "auto" else relevance,
+            untrained.model.to(device, kind),
+            untrained.processor,
+            untrained.relevance.to(device, kind) if relevance == "auto" else relevance,
             "the built-in model is untrained: its answers mean nothing yet",
         )
     from transformers import AutoModelForImageTextToText

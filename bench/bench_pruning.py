@@ -11,9 +11,9 @@ from inputs import BASE, DEVICE, DTYPE, Case, compact_inputs, score_inputs, sele
 from transformers import Qwen2Config, Qwen2Model
 
 import adatp
-from adatp.builtin import load_builtin
 from adatp.flops import prefill_flops
 from adatp.shapes import MODEL_SHAPES
+from adatp.untrained import load_untrained
 from adatp_kernels.compact import compact
 from adatp_kernels.score import score
 from adatp_kernels.select import segment_begins, select
@@ -27,25 +27,25 @@ PREFILL = f"pruned prefill: {CASE}"
 @pytest.fixture(scope="module")
 def small():
     """The built-in model and 32 random frames in 8 shots."""
-    builtin = load_builtin()
+    untrained = load_untrained()
     random = np.random.default_rng(0)
     shots = random.integers(0, 256, (8, 14, 14, 3), dtype=np.uint8).repeat(14, 1).repeat(14, 2)
     prompt = "<|im_start|>user <video>\nWhat happens?<|im_end|><|im_start|>assistant\n"
-    return builtin, builtin.processor(text=prompt, videos=[shots.repeat(4, 0)], return_tensors="pt")
+    return untrained, untrained.processor(text=prompt, videos=[shots.repeat(4, 0)], return_tensors="pt")
 
 
 @pytest.mark.benchmark(group=FORWARD, timer=time.perf_counter)
 @pytest.mark.parametrize("provider", ["unpruned", "adatp"])
 def test_forward(measure, small, provider):
-    builtin, inputs = small
+    untrained, inputs = small
 
     def forward():
-        builtin.model(**inputs, logits_to_keep=1)
+        untrained.model(**inputs, logits_to_keep=1)
 
     if provider == "unpruned":
         measure(forward, provider, baseline=True)
     else:
-        with adatp.apply(builtin.model, builtin.processor, relevance=builtin.relevance):
+        with adatp.apply(untrained.model, untrained.processor, relevance=untrained.relevance):
             measure(forward, provider)
 
 

@@ -22,7 +22,7 @@ from rich.progress import track
 from rich.table import Table
 
 import adatp
-from adatp.builtin import load_builtin
+from adatp.untrained import load_untrained
 
 RATIOS = ("unpruned", "2.0", "1.5", "1.0")  # p
 HEADS, LAYERS, IMAGE = 8, 18, 196  # of a LLaVA-OneVision with 49 tokens a frame
@@ -56,8 +56,8 @@ def run(row: str, frames: int) -> dict[str, Any]:
 def measure(row: str, frames: int) -> dict[str, Any]:
     """Bytes of one prefill: its peak, its cache as it is and as the report says, and its visual tokens."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    builtin = load_builtin(image_size=IMAGE, layers=LAYERS, heads=HEADS)
-    model, relevance = builtin.model.to(device), builtin.relevance.to(device)
+    untrained = load_untrained(image_size=IMAGE, layers=LAYERS, heads=HEADS)
+    model, relevance = untrained.model.to(device), untrained.relevance.to(device)
     side = IMAGE // 28
     ids = [6] * 12 + [model.config.video_token_id] * (frames * side * side + 1) + [7] * 40
     shots = torch.randn(8, 3, IMAGE, IMAGE, generator=torch.Generator().manual_seed(0))

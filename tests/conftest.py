@@ -8,7 +8,7 @@ from operators import Operators, runnable
 from sample_video import sample_video
 from small_llava_video import small_llava_video
 
-from adatp.builtin import load_builtin
+from adatp.untrained import load_untrained
 
 torch.set_num_threads(1)  # small tensors, and a test a core where several run side by side
 
@@ -27,27 +27,27 @@ def make_clip(frames: int, shots: int = 3, size: int = 84, seed: int = 0) -> np.
     return np.stack(clip).clip(0, 255).astype(np.uint8)
 
 
-def make_inputs(builtin, questions, frames: int = 10, seed: int = 0):
+def make_inputs(untrained, questions, frames: int = 10, seed: int = 0):
     """Processor output for one clip a question, all of `frames` frames, left-padded."""
     prompts = [
-        builtin.processor.apply_chat_template(
+        untrained.processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}],
             add_generation_prompt=True,
         )
         for question in questions
     ]
     clips = [make_clip(frames, shots=2 + i, seed=seed + i) for i in range(len(questions))]
-    return builtin.processor(text=prompts, videos=clips, return_tensors="pt", padding=True)
+    return untrained.processor(text=prompts, videos=clips, return_tensors="pt", padding=True)
 
 
 @pytest.fixture(scope="session", params=["eager", "sdpa", "flash"])
 def small(request):
     """The built-in model at 84 pixels: 9 tokens a frame; 16 decoder layers, cuts before layers 2 to 5."""
     if request.param != "flash":
-        return load_builtin(image_size=84, layers=16, attention=request.param)
-    builtin = load_builtin(image_size=84, layers=16)
-    use_flash(builtin.model)
-    return builtin
+        return load_untrained(image_size=84, layers=16, attention=request.param)
+    untrained = load_untrained(image_size=84, layers=16)
+    use_flash(untrained.model)
+    return untrained
 
 
 @pytest.fixture(scope="session", params=["llava_onevision", "llava_video"])
@@ -55,13 +55,13 @@ def videollm(request):
     """A small model of each family, with sdpa: 9 and 12 tokens a frame."""
     if request.param == "llava_video":
         return small_llava_video()
-    return load_builtin(image_size=84, layers=16, attention="sdpa")
+    return load_untrained(image_size=84, layers=16, attention="sdpa")
 
 
 @pytest.fixture(scope="session")
 def sdpa():
     """The same, with sdpa only."""
-    return load_builtin(image_size=84, layers=16, attention="sdpa")
+    return load_untrained(image_size=84, layers=16, attention="sdpa")
 
 
 @pytest.fixture(scope="session", params=runnable())

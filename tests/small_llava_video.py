@@ -1,7 +1,7 @@
 """The built-in model as a LLaVA-Video."""
 
-from adatp.builtin import Builtin, load_builtin
 from adatp.paper.standin import as_llava_video
+from adatp.untrained import Untrained, load_untrained
 
 
 def small_llava_video(
@@ -12,7 +12,7 @@ def small_llava_video(
     attention: str = "sdpa",
     seed: int = 2,
     add_time_instruction: bool = False,
-) -> Builtin:
-    """The weights and the tokenizer of `load_builtin`: at 84 pixels 6 x 6 patches, 3 rows of 4 tokens a frame."""
-    onevision = load_builtin(seed=seed, layers=layers, image_size=image_size, attention=attention)
+) -> Untrained:
+    """The weights and the tokenizer of `load_untrained`: at 84 pixels 6 x 6 patches, 3 rows of 4 tokens a frame."""
+    onevision = load_untrained(seed=seed, layers=layers, image_size=image_size, attention=attention)
     return as_llava_video(onevision, pool=pool, attention=attention, add_time_instruction=add_time_instruction)

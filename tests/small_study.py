@@ -4,23 +4,26 @@ import numpy as np
 import torch
 from conftest import make_clip, make_inputs
 
-from adatp.builtin import Builtin
 from adatp.patch import apply
 from adatp.pictures.attention import visual_attention
 from adatp.pictures.page import Run, Study
+from adatp.untrained import Untrained
 from adatp.video import Clip
 
 METHODS = ("adatp", "fastv", "uniform")
 
 
-def small_study(builtin: Builtin, question: str = "What happens?", frames: int = 10) -> Study:
+def small_study(untrained: Untrained, question: str = "What happens?", frames: int = 10) -> Study:
     """Three methods on a clip of coloured blocks; its frames are dark, so that white over them is seen."""
-    inputs = make_inputs(builtin, [question], frames)
-    attention = visual_attention(builtin.model, inputs)
+    inputs = make_inputs(untrained, [question], frames)
+    attention = visual_attention(untrained.model, inputs)
     runs = {}
     for name in METHODS:
-        with torch.no_grad(), apply(builtin.model, builtin.processor, name, relevance=builtin.relevance) as pruned:
-            builtin.model(**inputs)
+        with (
+            torch.no_grad(),
+            apply(untrained.model, untrained.processor, name, relevance=untrained.relevance) as pruned,
+        ):
+            untrained.model(**inputs)
         report = pruned.report
         runs[name] = Run(
             name.upper(), f"settings of {name}", f"answer of {name}", report.flops.ratio, report.samples[0]

@@ -15,7 +15,7 @@ from small_llava_video import small_llava_video
 from transformers import AutoModelForImageTextToText
 
 import adatp
-from adatp.builtin import load_builtin
+from adatp.untrained import load_untrained
 
 METHODS = ("adatp", "fastv", "pyramiddrop", "dycoke")
 
@@ -23,7 +23,7 @@ METHODS = ("adatp", "fastv", "pyramiddrop", "dycoke")
 def main(checkpoint: str) -> None:
     torch.set_num_threads(1)
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, tp_plan="auto", dtype=torch.float32).eval()
-    make = small_llava_video if model.config.model_type == "llava_video" else load_builtin
+    make = small_llava_video if model.config.model_type == "llava_video" else load_untrained
     whole = make(image_size=84, layers=16)
     inputs = make_inputs(whole, ["What is in the picture?", "Why?"])
     for method in METHODS:

@@ -5,10 +5,10 @@ import torch
 from conftest import make_clip, make_inputs
 from torch import nn
 
-from adatp.builtin import load_builtin
 from adatp.models import family_of
 from adatp.patch import apply
 from adatp.pictures.attention import visual_attention
+from adatp.untrained import load_untrained
 
 
 @torch.no_grad()
@@ -32,7 +32,7 @@ def hooks(model) -> int:
 @pytest.fixture(scope="module")
 def other():
     """A model of its own for tests that change it."""
-    return load_builtin(image_size=84, layers=16, attention="eager")
+    return load_untrained(image_size=84, layers=16, attention="eager")
 
 
 def test_it_is_the_mean_of_the_attention_matrices(videollm):
@@ -150,7 +150,7 @@ def test_sliding_windows_are_refused(other, monkeypatch):
 
 
 def test_attention_that_overflows_is_refused():
-    broken = load_builtin(image_size=84, layers=16)
+    broken = load_untrained(image_size=84, layers=16)
     with torch.no_grad():
         broken.model.model.language_model.layers[4].self_attn.k_proj.bias.fill_(float("inf"))
     with pytest.raises(ValueError, match=r"attention of decoder layer 4 is not finite in torch\.float32"):
@@ -159,7 +159,7 @@ def test_attention_that_overflows_is_refused():
 
 def test_half_precision():
     """The scores are accumulated in float32 whatever the model computes in."""
-    other = load_builtin(image_size=84, layers=16)
+    other = load_untrained(image_size=84, layers=16)
     inputs = make_inputs(other, ["Why?"], frames=4)
     exact = visual_attention(other.model, inputs).scores
     model = other.model.to(torch.bfloat16)

@@ -23,17 +23,17 @@ def checkpoint(tmp_path_factory):
     """A checkpoint folder as one would download it, with its SigLIP beside it."""
     from transformers import SiglipModel
 
-    import adatp.builtin
+    import adatp.untrained
 
     folder = tmp_path_factory.mktemp("checkpoint")
     siglips = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adatp.builtin, "SiglipModel", lambda config: siglips.append(SiglipModel(config)) or siglips[0])
-        builtin = adatp.builtin.load_builtin(image_size=84, layers=16)
-    builtin.model.save_pretrained(folder)
-    builtin.processor.save_pretrained(folder)
+        patch.setattr(adatp.untrained, "SiglipModel", lambda config: siglips.append(SiglipModel(config)) or siglips[0])
+        untrained = adatp.untrained.load_untrained(image_size=84, layers=16)
+    untrained.model.save_pretrained(folder)
+    untrained.processor.save_pretrained(folder)
     siglips[0].save_pretrained(folder / "siglip")
-    builtin.relevance.tokenizer.save_pretrained(folder / "siglip")
+    untrained.relevance.tokenizer.save_pretrained(folder / "siglip")
     return folder
 
 

@@ -34,8 +34,8 @@ def clip_of(frames: int) -> Clip:
     return Clip(make_clip(frames), torch.arange(frames).double().numpy(), float(frames), frames, None)
 
 
-def loaded_of(builtin) -> Loaded:
-    return Loaded("small", builtin.model, builtin.processor, builtin.relevance)
+def loaded_of(untrained) -> Loaded:
+    return Loaded("small", untrained.model, untrained.processor, untrained.relevance)
 
 
 @pytest.fixture(scope="module")

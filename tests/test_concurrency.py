@@ -13,7 +13,7 @@ from conftest import make_clip, make_inputs
 from small_llava_video import small_llava_video
 
 import adatp
-from adatp.builtin import load_builtin
+from adatp.untrained import load_untrained
 
 QUESTIONS = ["What is in the picture?", "Why?"]
 
@@ -24,13 +24,13 @@ def hooks_of(model):
     }
 
 
-def prompts(builtin):
+def prompts(untrained):
     """Two prompts with different videos, of different lengths."""
-    return [make_inputs(builtin, [question], frames=8 + i, seed=i) for i, question in enumerate(QUESTIONS)]
+    return [make_inputs(untrained, [question], frames=8 + i, seed=i) for i, question in enumerate(QUESTIONS)]
 
 
-def generate(builtin, inputs):
-    return builtin.model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
+def generate(untrained, inputs):
+    return untrained.model.generate(**inputs, max_new_tokens=6, min_new_tokens=6, do_sample=False)
 
 
 @pytest.fixture
@@ -179,10 +179,10 @@ def live_tensors():
     return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
 
 
-def calls(builtin):
+def calls(untrained):
     """What to call the processor's model with, over and over: other videos, questions, batches and beams."""
     for i, batch in enumerate([1, 2, 1, 3, 1, 2, 1, 1, 2, 1]):
-        inputs = builtin.processor(
+        inputs = untrained.processor(
             text=["<video>\n" + "Why? " * (i % 5 + 1)] * batch,
             videos=[make_clip(2 + i % 4, size=54)] * batch,
             return_tensors="pt",
@@ -193,7 +193,7 @@ def calls(builtin):
 
 def test_a_thousand_generations_of_changing_shapes_leak_nothing():
     process, config, after = psutil.Process(), adatp.AdaTP(last=2), {}
-    models = [make(image_size=56, layers=4) for make in (load_builtin, small_llava_video)]
+    models = [make(image_size=56, layers=4) for make in (load_untrained, small_llava_video)]
     with ExitStack() as applied:
         for each in models:
             applied.enter_context(adatp.apply(each.model, each.processor, config, relevance=each.relevance))

@@ -15,9 +15,9 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 import adatp
-from adatp.builtin import load_builtin
 from adatp.methods import METHODS
 from adatp.prefill import Prefill
+from adatp.untrained import load_untrained
 from adatp_kernels import compact_triton, score_triton, select_triton
 from adatp_kernels.compact import compact, compact_reference
 from adatp_kernels.dispatch import interpreted
@@ -232,10 +232,10 @@ def test_every_method_keeps_on_the_gpu_what_it_keeps_on_the_cpu(method):
     """A padded batch of two clips; and the logits of what is generated, DyCoke's choice in decoding included."""
     kept, logits = [], []
     for device in ("cpu", "cuda"):
-        builtin = load_builtin(image_size=84, layers=16)
-        model, relevance = builtin.model.to(device), builtin.relevance.to(device)
-        inputs = make_inputs(builtin, ["What is in the picture?", "Where?"]).to(device)
-        with adatp.apply(model, builtin.processor, method, relevance=relevance) as pruned:
+        untrained = load_untrained(image_size=84, layers=16)
+        model, relevance = untrained.model.to(device), untrained.relevance.to(device)
+        inputs = make_inputs(untrained, ["What is in the picture?", "Where?"]).to(device)
+        with adatp.apply(model, untrained.processor, method, relevance=relevance) as pruned:
             output = model.generate(
                 **inputs, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
             )

@@ -28,8 +28,8 @@ from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.streamers import BaseStreamer
 
 import adatp
-from adatp.builtin import load_builtin
 from adatp.cache import PrunedLayer
+from adatp.untrained import load_untrained
 
 EVERYTHING = adatp.AdaTP(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
 SHALLOW = {config: replace(config or adatp.AdaTP(), last=3) for config in (EVERYTHING, None)}
@@ -51,7 +51,7 @@ def load(family, **settings):
     """A small model of the family that the test may change."""
     if family == "llava_video":
         return small_llava_video(**settings)
-    return load_builtin(image_size=84, **{"layers": 16, **settings})
+    return load_untrained(image_size=84, **{"layers": 16, **settings})
 
 
 @pytest.fixture(params=FAMILIES)
@@ -70,21 +70,21 @@ def shallow(request):
     return load(request.param, layers=4)
 
 
-def applied(builtin, config=None):
-    return adatp.apply(builtin.model, builtin.processor, config or adatp.AdaTP(), relevance=builtin.relevance)
+def applied(untrained, config=None):
+    return adatp.apply(untrained.model, untrained.processor, config or adatp.AdaTP(), relevance=untrained.relevance)
 
 
-def plain(builtin, inputs, seed=0, **settings):
+def plain(untrained, inputs, seed=0, **settings):
     """What the model generates as it is now, pruned or not: always `TOKENS` tokens, greedily unless told otherwise."""
     torch.manual_seed(seed)
     settings = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS, "do_sample": False, **settings}
-    return builtin.model.generate(**inputs, output_logits=True, return_dict_in_generate=True, **settings)
+    return untrained.model.generate(**inputs, output_logits=True, return_dict_in_generate=True, **settings)
 
 
-def generate(builtin, inputs, config=None, **settings):
+def generate(untrained, inputs, config=None, **settings):
     """The same of the pruned model, and its report."""
-    with applied(builtin, config) as pruned:
-        output = plain(builtin, inputs, **settings)
+    with applied(untrained, config) as pruned:
+        output = plain(untrained, inputs, **settings)
         return output, pruned.report
 
 
@@ -104,9 +104,9 @@ def answers(inputs, output):
 
 
 @torch.no_grad()
-def check_logits(builtin, inputs, output, report):
+def check_logits(untrained, inputs, output, report):
     """Every generated token's logits: of the pruned model, or where nothing was dropped, of the plain one."""
-    prompts = prompt_embeds(builtin.model, inputs)
+    prompts = prompt_embeds(untrained.model, inputs)
     sequences, samples = len(output.sequences) // len(prompts), len(report.samples) // len(prompts)
     beams = getattr(output, "beam_indices", None)
     for i, tokens in enumerate(answers(inputs, output)):
@@ -117,19 +117,19 @@ def check_logits(builtin, inputs, output, report):
         sample, alone = report.samples[b * samples], only(inputs, b)
         padding = inputs["input_ids"].shape[1] - alone["input_ids"].shape[1]
         if sample.first_cut:
-            check_sequence(builtin.model, prompts[b], sample, tokens, logits, padding)
+            check_sequence(untrained.model, prompts[b], sample, tokens, logits, padding)
             continue
         ids = torch.cat([alone["input_ids"], tokens[None, :-1]], 1)
-        again = builtin.model(input_ids=ids, pixel_values_videos=alone["pixel_values_videos"])
+        again = untrained.model(input_ids=ids, pixel_values_videos=alone["pixel_values_videos"])
         torch.testing.assert_close(logits, again.logits[0, -len(tokens) :], **CLOSE)
 
 
-def check_against_plain_and_recomputation(builtin, inputs, config, **settings):
+def check_against_plain_and_recomputation(untrained, inputs, config, **settings):
     """The rule of this file. Returns the pruned model's output and report."""
-    output, report = generate(builtin, inputs, config, **settings)
+    output, report = generate(untrained, inputs, config, **settings)
     if config is EVERYTHING and len(inputs["input_ids"]) == 1:  # batching alone changes the last bits
-        assert torch.equal(output.sequences, plain(builtin, inputs, **settings).sequences)
-    check_logits(builtin, inputs, output, report)
+        assert torch.equal(output.sequences, plain(untrained, inputs, **settings).sequences)
+    check_logits(untrained, inputs, output, report)
     return output, report
 
 
@@ -339,10 +339,10 @@ class Script(CandidateGenerator):
         pass
 
 
-def follow(monkeypatch, builtin, inputs, tokens):
+def follow(monkeypatch, untrained, inputs, tokens):
     """Let the model's drafts be `tokens`."""
     script = Script(inputs["input_ids"].shape[1], tokens)
-    monkeypatch.setattr(builtin.model, "_get_candidate_generator", lambda **kwargs: script, raising=True)
+    monkeypatch.setattr(untrained.model, "_get_candidate_generator", lambda **kwargs: script, raising=True)
 
 
 class TestPromptLookup:
@@ -438,8 +438,8 @@ class TestAssistant:
                 plain(videollm, inputs)
 
 
-def static(builtin, size=220):
-    return StaticCache(config=builtin.model.config.text_config, max_cache_len=size)
+def static(untrained, size=220):
+    return StaticCache(config=untrained.model.config.text_config, max_cache_len=size)
 
 
 class TestCacheOfTheCaller:
@@ -656,21 +656,21 @@ class TestWithoutACache:
             assert torch.equal(output.sequences, plain(videollm, inputs, use_cache=False, **settings).sequences)
 
 
-def in_dtype(builtin, dtype):
-    return builtin._replace(model=builtin.model.to(dtype), relevance=builtin.relevance.to(dtype))
+def in_dtype(untrained, dtype):
+    return untrained._replace(model=untrained.model.to(dtype), relevance=untrained.relevance.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 def test_half_precision(fresh, dtype):
-    builtin = in_dtype(fresh(layers=4), dtype)
-    inputs = make_inputs(builtin, SINGLE).to(dtype)
-    output, _ = generate(builtin, inputs, SHALLOW[EVERYTHING], output_hidden_states=True)
-    expected = plain(builtin, inputs)
+    untrained = in_dtype(fresh(layers=4), dtype)
+    inputs = make_inputs(untrained, SINGLE).to(dtype)
+    output, _ = generate(untrained, inputs, SHALLOW[EVERYTHING], output_hidden_states=True)
+    expected = plain(untrained, inputs)
     assert torch.equal(output.sequences, expected.sequences)
     assert all(map(torch.equal, output.logits, expected.logits))
     for questions in (SINGLE, PADDED):
-        inputs = make_inputs(builtin, questions).to(dtype)
-        output, report = generate(builtin, inputs, SHALLOW[None], output_hidden_states=True)
+        inputs = make_inputs(untrained, questions).to(dtype)
+        output, report = generate(untrained, inputs, SHALLOW[None], output_hidden_states=True)
         assert all(sample.first_cut for sample in report.samples)
         assert {h.dtype for step in output.hidden_states for h in step} == {dtype}
         assert {t.dtype for layer in output.past_key_values.layers for t in (layer.keys, layer.values)} == {dtype}
@@ -682,10 +682,10 @@ def test_half_precision(fresh, dtype):
 @single_and_padded
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 def test_cache_bytes_are_what_the_cache_holds(fresh, dtype, questions, config):
-    builtin = in_dtype(fresh(layers=4), dtype)
-    inputs = make_inputs(builtin, questions).to(dtype)
-    with torch.no_grad(), applied(builtin, SHALLOW[config]) as pruned:
-        layers = builtin.model(**inputs, use_cache=True).past_key_values.layers
+    untrained = in_dtype(fresh(layers=4), dtype)
+    inputs = make_inputs(untrained, questions).to(dtype)
+    with torch.no_grad(), applied(untrained, SHALLOW[config]) as pruned:
+        layers = untrained.model(**inputs, use_cache=True).past_key_values.layers
         report = pruned.report
     tensors = [tensor for layer in layers for tensor in (layer.keys, layer.values)]
     assert sum(tensor.nbytes for tensor in tensors) == report.cache_bytes
@@ -693,5 +693,5 @@ def test_cache_bytes_are_what_the_cache_holds(fresh, dtype, questions, config):
     assert sum(storages.values()) == report.cache_bytes, "nothing larger is kept alive"
     assert (report.cache_bytes < report.cache_bytes_full) == (config is None)
     with torch.no_grad():
-        layers = builtin.model(**inputs, use_cache=True).past_key_values.layers
+        layers = untrained.model(**inputs, use_cache=True).past_key_values.layers
     assert sum(tensor.nbytes for layer in layers for tensor in (layer.keys, layer.values)) == report.cache_bytes_full

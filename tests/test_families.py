@@ -112,13 +112,13 @@ def facts(folder: str) -> dict:
     from conftest import make_inputs
     from recompute import kept_tokens, prompt_embeds, recompute
 
-    from adatp.builtin import Builtin, load_builtin
     from adatp.run import load
+    from adatp.untrained import Untrained, load_untrained
 
     found = sorted(families())  # before anything here has imported the file
     from adatp.models import toy_video
 
-    onevision = load_builtin(image_size=84, layers=16)
+    onevision = load_untrained(image_size=84, layers=16)
     names = ("vision_config", "text_config", "image_token_index", "video_token_index", "image_grid_pinpoints")
     config = toy_video.ToyVideoConfig(**{name: getattr(onevision.model.config, name) for name in names})
     model = toy_video.ToyVideoForConditionalGeneration._from_config(config, attn_implementation="sdpa").eval()
@@ -126,7 +126,7 @@ def facts(folder: str) -> dict:
     model.save_pretrained(folder)
     onevision.processor.save_pretrained(folder)
     loaded = load(folder, device="cpu", dtype="float32", attention="sdpa", relevance=onevision.relevance)
-    toy = Builtin(loaded.model, loaded.processor, onevision.relevance)
+    toy = Untrained(loaded.model, loaded.processor, onevision.relevance)
     inputs = make_inputs(toy, ["What is in the picture?"], frames=FRAMES)
 
     def generate(of=toy.model):

@@ -12,9 +12,11 @@ import adatp
 TOKENS = 32
 
 
-def generate(builtin, inputs, config=None, **settings):
-    with adatp.apply(builtin.model, builtin.processor, config or adatp.AdaTP(), relevance=builtin.relevance) as pruned:
-        output = builtin.model.generate(
+def generate(untrained, inputs, config=None, **settings):
+    with adatp.apply(
+        untrained.model, untrained.processor, config or adatp.AdaTP(), relevance=untrained.relevance
+    ) as pruned:
+        output = untrained.model.generate(
             **inputs, max_new_tokens=TOKENS, min_new_tokens=TOKENS, output_logits=True, return_dict_in_generate=True,
             **settings,
         )  # fmt: skip

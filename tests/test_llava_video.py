@@ -55,8 +55,8 @@ def published(**changes):
         return LlavaVideoForConditionalGeneration(LlavaVideoConfig(text_config=decoder, **changes))
 
 
-def placeholders(inputs, builtin):
-    return (inputs["input_ids"] == builtin.model.config.video_token_id).sum(-1).tolist()
+def placeholders(inputs, untrained):
+    return (inputs["input_ids"] == untrained.model.config.video_token_id).sum(-1).tolist()
 
 
 # The model
@@ -81,11 +81,11 @@ def test_the_tokens_are_those_of_the_original(pool, image_size):
 
 @pytest.mark.parametrize("pool", ["average", "bilinear"])
 def test_the_whole_video_reaches_the_decoder_as_in_the_original(pool):
-    builtin = small_llava_video(layers=1, image_size=70, pool=pool)
-    body = builtin.model.model
-    inputs = make_inputs(builtin, ["What?", "Who is it?"], frames=3)
+    untrained = small_llava_video(layers=1, image_size=70, pool=pool)
+    body = untrained.model.model
+    inputs = make_inputs(untrained, ["What?", "Who is it?"], frames=3)
     with torch.no_grad():
-        features = builtin.model.get_video_features(inputs["pixel_values_videos"], return_dict=True)
+        features = untrained.model.get_video_features(inputs["pixel_values_videos"], return_dict=True)
         projected = body.multi_modal_projector(features.hidden_states[-1]).unflatten(0, (2, 3))
         newline = body.image_newline.numpy()
         original = np.concatenate([video_tokens(video.numpy(), newline, pool) for video in projected])
@@ -151,20 +151,20 @@ def test_a_batch_of_two_videos_is_answered_as_each_alone(small):
 
 @pytest.mark.parametrize("pool", ["average", "bilinear"])
 def test_a_saved_model_loads(tmp_path, pool):
-    builtin = small_llava_video(layers=2, pool=pool)
-    builtin.model.save_pretrained(tmp_path)
-    inputs = make_inputs(builtin, ["What?", "Who is it?"], frames=3)
+    untrained = small_llava_video(layers=2, pool=pool)
+    untrained.model.save_pretrained(tmp_path)
+    inputs = make_inputs(untrained, ["What?", "Who is it?"], frames=3)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path).eval()
     assert type(loaded) is LlavaVideoForConditionalGeneration
     assert type(loaded.model) is LlavaVideoModel
     assert type(AutoModel.from_pretrained(tmp_path)) is LlavaVideoModel
     with torch.no_grad():
-        assert torch.equal(loaded(**inputs).logits, builtin.model(**inputs).logits)
+        assert torch.equal(loaded(**inputs).logits, untrained.model(**inputs).logits)
     config = AutoConfig.from_pretrained(tmp_path)
     assert type(config) is LlavaVideoConfig
     assert (config.model_type, config.spatial_pool_mode) == ("llava_video", pool)
     suppressed = GenerationConfig.from_pretrained(tmp_path).suppress_tokens
-    assert suppressed == builtin.model.generation_config.suppress_tokens
+    assert suppressed == untrained.model.generation_config.suppress_tokens
     assert suppressed
 
 
@@ -197,11 +197,11 @@ def test_other_pool_modes_are_refused(mode, small):
 @pytest.mark.parametrize("pool", ["average", "bilinear"])
 @pytest.mark.parametrize("image_size", [70, 84])
 def test_the_placeholders_match_the_features(frames, pool, image_size):
-    builtin = small_llava_video(layers=1, image_size=image_size, pool=pool)
-    inputs = make_inputs(builtin, ["What?", "Who is it?"], frames=frames)
+    untrained = small_llava_video(layers=1, image_size=image_size, pool=pool)
+    inputs = make_inputs(untrained, ["What?", "Who is it?"], frames=frames)
     with torch.no_grad():
-        states = builtin.model.model(**inputs).video_hidden_states
-    assert placeholders(inputs, builtin) == [len(states) // 2] * 2
+        states = untrained.model.model(**inputs).video_hidden_states
+    assert placeholders(inputs, untrained) == [len(states) // 2] * 2
     assert inputs["pixel_values_videos"].shape == (2, frames, 3, image_size, image_size)
 
 

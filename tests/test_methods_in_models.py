@@ -42,16 +42,16 @@ peers = pytest.mark.parametrize("method", PEERS.values(), ids=PEERS)
 batches = pytest.mark.parametrize("size", [1, 3])
 
 
-def applied(builtin, method, **settings):
-    return adatp.apply(builtin.model, builtin.processor, method, relevance=builtin.relevance, **settings)
+def applied(untrained, method, **settings):
+    return adatp.apply(untrained.model, untrained.processor, method, relevance=untrained.relevance, **settings)
 
 
-def generate(builtin, inputs, **settings):
+def generate(untrained, inputs, **settings):
     """`TOKENS` tokens of every prompt, greedily unless told otherwise, with their logits."""
     torch.manual_seed(0)
     lengths = {"max_new_tokens": TOKENS, "min_new_tokens": TOKENS}
     settings = {**lengths, "do_sample": False, "output_logits": True, "return_dict_in_generate": True, **settings}
-    return builtin.model.generate(**inputs, **settings)
+    return untrained.model.generate(**inputs, **settings)
 
 
 def tokens_of(output, inputs):
@@ -67,9 +67,9 @@ def prompt_of(inputs, embeds, b):
 
 
 @torch.no_grad()
-def tower(builtin, pixels):
+def tower(untrained, pixels):
     """Saliency `[n][P]` and keys `[n][P][d]` of the tower's last layer, pooled 2 x 2, by plain attention."""
-    vision = builtin.model.model.vision_tower
+    vision = untrained.model.model.vision_tower
     states = vision(pixels, output_hidden_states=True).hidden_states
     block = vision.encoder.layers[-1]
     normed = block.layer_norm1(states[len(vision.encoder.layers) - 1])
@@ -88,9 +88,9 @@ def tower(builtin, pixels):
     return pool(saliency[..., None])[..., 0].tolist(), pool(keys).tolist()
 
 
-def compressed(builtin, method, ids, embeds, pixels):
+def compressed(untrained, method, ids, embeds, pixels):
     """What the decoder is to be given: `[W, D]`, and which of the video's tokens that is, by the published rule."""
-    family = family_of(builtin.model)
+    family = family_of(untrained.model)
     visual = family.layout(ids).visual
     grid = family.grid
     n = len(pixels)
@@ -98,7 +98,7 @@ def compressed(builtin, method, ids, embeds, pixels):
     values = None
     match method:
         case adatp.VisionZip():
-            saliency, keys = tower(builtin, pixels)
+            saliency, keys = tower(untrained, pixels)
             indices, values = rules.visionzip(tokens, grid, saliency, keys, method.keep, dominant=(1, 2))
         case adatp.DyCoke():
             indices = rules.dycoke(tokens, method.k)
@@ -369,9 +369,9 @@ class TestEveryMethod:
     def test_attention_implementations(self, small, sdpa, method):
         inputs = make_inputs(small, QUESTIONS[:2], frames=5)
         outputs = []
-        for builtin in (small, sdpa):
-            with applied(builtin, method):
-                outputs.append(generate(builtin, inputs))
+        for untrained in (small, sdpa):
+            with applied(untrained, method):
+                outputs.append(generate(untrained, inputs))
         assert torch.equal(*(output.sequences for output in outputs))
         for one, other in zip(*(output.logits for output in outputs), strict=True):
             torch.testing.assert_close(one, other, **CLOSE)

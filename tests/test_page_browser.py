@@ -10,8 +10,8 @@ from small_llava_video import small_llava_video
 from small_study import small_study
 from test_page import EVIL
 
-from adatp.builtin import load_builtin
 from adatp.pictures.page import write_page
+from adatp.untrained import load_untrained
 
 pytest.importorskip("selenium", reason="selenium is not installed: pip install selenium")
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -69,7 +69,7 @@ return found;
 def shown(request, tmp_path_factory):
     """A browser, the page for it, and the page's study."""
     folder = tmp_path_factory.mktemp("browser")
-    small = small_llava_video() if request.param == "llava_video" else load_builtin(image_size=84, layers=16)
+    small = small_llava_video() if request.param == "llava_video" else load_untrained(image_size=84, layers=16)
     study = small_study(small, EVIL)
     write_page(folder / "page.html", study)
     options = webdriver.ChromeOptions()

@@ -39,8 +39,8 @@ def test_two_ranks_keep_what_one_keeps(videollm, tmp_path):
         assert result["same cache"]
 
 
-def outcome(model, builtin, inputs, method="adatp"):
-    with adatp.apply(model, builtin.processor, method, relevance=builtin.relevance) as pruned:
+def outcome(model, untrained, inputs, method="adatp"):
+    with adatp.apply(model, untrained.processor, method, relevance=untrained.relevance) as pruned:
         output = model.generate(
             **inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False, output_logits=True,
             return_dict_in_generate=True,
@@ -50,17 +50,17 @@ def outcome(model, builtin, inputs, method="adatp"):
     return kept, torch.stack(output.logits)
 
 
-def placed(builtin, folder, device_map):
+def placed(untrained, folder, device_map):
     """The model as `from_pretrained(device_map=...)` loads it."""
-    builtin.model.save_pretrained(folder / "checkpoint")
+    untrained.model.save_pretrained(folder / "checkpoint")
     return AutoModelForImageTextToText.from_pretrained(
         folder / "checkpoint", device_map=device_map, offload_folder=folder / "offload", dtype=torch.float32
     ).eval()
 
 
-def split(builtin, front, back):
+def split(untrained, front, back):
     """The first half of the model on `front`, the rest of its decoder's layers on `back`."""
-    layers = len(builtin.model.model.language_model.layers)
+    layers = len(untrained.model.model.language_model.layers)
     decoder = "model.language_model"
     parts = dict.fromkeys(("model.vision_tower", "model.multi_modal_projector", "model.image_newline"), front)
     parts |= {f"{decoder}.{name}": front for name in ("embed_tokens", "norm", "rotary_emb")}

@@ -12,7 +12,7 @@ from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCach
 
 import adatp
 import adatp.patch
-from adatp.builtin import load_builtin
+from adatp.untrained import load_untrained
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ class TestRatioOne:
 
 class TestRemove:
     def test_leaves_the_model_as_it_was(self):
-        fresh = load_builtin(image_size=84, layers=16)
+        fresh = load_untrained(image_size=84, layers=16)
         model, inputs = fresh.model, make_inputs(fresh, ["What is in the picture?"])
         with torch.no_grad():
             before = model(**inputs, output_hidden_states=True)  # installs transformers' own hooks
@@ -128,7 +128,7 @@ class TestRemove:
             assert torch.equal(small.model(**inputs).logits, expected)
 
     def test_only_this_instance_changes(self, small, inputs):
-        other = load_builtin(image_size=84, layers=16)
+        other = load_untrained(image_size=84, layers=16)
         with torch.no_grad():
             plain = other.model(**inputs).logits
             with adatp.apply(small.model, small.processor, relevance=small.relevance):
@@ -172,13 +172,13 @@ class TestPassThrough:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype):
-    builtin = load_builtin(image_size=84, layers=16)
-    model, relevance = builtin.model.to(dtype), builtin.relevance.to(dtype)
-    inputs = make_inputs(builtin, ["What is in the picture?", "Why?"]).to(dtype)
+    untrained = load_untrained(image_size=84, layers=16)
+    model, relevance = untrained.model.to(dtype), untrained.relevance.to(dtype)
+    inputs = make_inputs(untrained, ["What is in the picture?", "Why?"]).to(dtype)
     with torch.no_grad():
-        with adatp.apply(model, builtin.processor, EVERYTHING):
+        with adatp.apply(model, untrained.processor, EVERYTHING):
             same = model.model(**inputs).last_hidden_state
-        with adatp.apply(model, builtin.processor, relevance=relevance) as pruned:
+        with adatp.apply(model, untrained.processor, relevance=relevance) as pruned:
             logits = model(**inputs).logits
             tokens = model.generate(**inputs, max_new_tokens=8, min_new_tokens=8, do_sample=False)
     for ours, theirs in zip(same, alone(model, inputs), strict=True):
@@ -355,11 +355,11 @@ class TestRefusals:
             adatp.apply(Qwen2ForCausalLM(config))
 
     def test_too_few_layers(self):
-        builtin = load_builtin(image_size=84, layers=14)
+        untrained = load_untrained(image_size=84, layers=14)
         with pytest.raises(ValueError, match=r"14 decoder layers.*AdaTP\(last="):
-            adatp.apply(builtin.model, builtin.processor, relevance=builtin.relevance)
+            adatp.apply(untrained.model, untrained.processor, relevance=untrained.relevance)
         config = adatp.AdaTP(last=6)
-        adatp.apply(builtin.model, builtin.processor, config, relevance=builtin.relevance).remove()
+        adatp.apply(untrained.model, untrained.processor, config, relevance=untrained.relevance).remove()
 
     @pytest.mark.parametrize(("impl", "error"), [("triton", RuntimeError), ("cuda", ValueError)])
     def test_an_implementation_that_cannot_run(self, sdpa, impl, error):

@@ -57,40 +57,40 @@ def ask(text: str, *clips: int, images: tuple[int, ...] = ()) -> Prompt:
     return Prompt(f"<|im_start|>user {text}{END}", clips, images)
 
 
-def inputs_of(builtin, *prompts: Prompt) -> dict[str, Tensor]:
+def inputs_of(untrained, *prompts: Prompt) -> dict[str, Tensor]:
     """What the processor makes of a left-padded batch."""
     media: dict[str, Any] = {}
     if videos := [clip(seed) for prompt in prompts for seed in prompt.clips]:
         media = {"videos": videos, "video_metadata": [TIMES] * len(videos)}
     if images := [clip(seed)[0] for prompt in prompts for seed in prompt.images]:
         media["images"] = images
-    return dict(builtin.processor(text=[p.text for p in prompts], padding=True, return_tensors="pt", **media))
+    return dict(untrained.processor(text=[p.text for p in prompts], padding=True, return_tensors="pt", **media))
 
 
-def ids_of(builtin, text: str) -> Tensor:
+def ids_of(untrained, text: str) -> Tensor:
     """`[1, l]`."""
-    return builtin.processor.tokenizer(text, return_tensors="pt")["input_ids"]
+    return untrained.processor.tokenizer(text, return_tensors="pt")["input_ids"]
 
 
-def generate(builtin, inputs, tokens: int = TOKENS, **settings) -> Answer:
-    output = builtin.model.generate(
+def generate(untrained, inputs, tokens: int = TOKENS, **settings) -> Answer:
+    output = untrained.model.generate(
         **inputs, max_new_tokens=tokens, do_sample=False, output_logits=True, return_dict_in_generate=True, **settings
     )
     logits = torch.stack(output.logits, 1)
     return Answer(output.sequences[:, -logits.shape[1] :], logits, output)
 
 
-def full(builtin, inputs, **settings) -> Answer:
+def full(untrained, inputs, **settings) -> Answer:
     """`generate` to the last token: no sample ends early."""
-    return generate(builtin, inputs, min_new_tokens=TOKENS, **settings)
+    return generate(untrained, inputs, min_new_tokens=TOKENS, **settings)
 
 
-def keep_everything(builtin):
-    return adatp.apply(builtin.model, builtin.processor, EVERYTHING)
+def keep_everything(untrained):
+    return adatp.apply(untrained.model, untrained.processor, EVERYTHING)
 
 
-def prune(builtin, **settings):
-    return adatp.apply(builtin.model, builtin.processor, **{"relevance": builtin.relevance, **settings})
+def prune(untrained, **settings):
+    return adatp.apply(untrained.model, untrained.processor, **{"relevance": untrained.relevance, **settings})
 
 
 def padding_of(inputs, b: int) -> int:
@@ -104,7 +104,9 @@ def same_kept(ours, theirs) -> bool:
 
 
 @torch.no_grad()
-def check(builtin, prompt: Tensor, sample, tokens: Tensor, logits: Tensor, padding: int = 0, before: Any = ()) -> None:
+def check(
+    untrained, prompt: Tensor, sample, tokens: Tensor, logits: Tensor, padding: int = 0, before: Any = ()
+) -> None:
     """Hold `[t]` tokens' `[t, V]` logits to a recomputation.
 
     Args:
@@ -114,27 +116,27 @@ def check(builtin, prompt: Tensor, sample, tokens: Tensor, logits: Tensor, paddi
     assert sample.kept[-1] < sample.kept[0] or not sample.videos, "something must have been dropped"
     sequence = torch.cat([torch.as_tensor(before, dtype=torch.int64), tokens[:-1]])
     kept = kept_tokens(sample, len(prompt), padding)
-    again = recompute(builtin.model, embeds_of(builtin.model, prompt, sequence), kept, padding)
+    again = recompute(untrained.model, embeds_of(untrained.model, prompt, sequence), kept, padding)
     torch.testing.assert_close(logits, again[-len(tokens) :], **CLOSE)
 
 
-def hold(builtin, *prompts: Prompt):
+def hold(untrained, *prompts: Prompt):
     """Hold a batch to the rule, and each of its prompts to what it is alone; returns the report at real ratios."""
-    inputs, single = inputs_of(builtin, *prompts), [inputs_of(builtin, prompt) for prompt in prompts]
-    plain = [full(builtin, each) for each in single]
-    with keep_everything(builtin):
-        same = full(builtin, inputs)
+    inputs, single = inputs_of(untrained, *prompts), [inputs_of(untrained, prompt) for prompt in prompts]
+    plain = [full(untrained, each) for each in single]
+    with keep_everything(untrained):
+        same = full(untrained, inputs)
     assert torch.equal(same.tokens, torch.cat([each.tokens for each in plain]))
     logits = torch.cat([each.logits for each in plain])
     torch.testing.assert_close(same.logits, logits, **({"atol": 0, "rtol": 0} if len(prompts) == 1 else CLOSE))
 
-    embeds = prompt_embeds(builtin.model, inputs)
-    with prune(builtin) as pruned:
-        answer, report = full(builtin, inputs), pruned.report
+    embeds = prompt_embeds(untrained.model, inputs)
+    with prune(untrained) as pruned:
+        answer, report = full(untrained, inputs), pruned.report
         for b, sample in enumerate(report.samples):
             padding = padding_of(inputs, b)
-            check(builtin, embeds[b], sample, answer.tokens[b], answer.logits[b], padding)
-            alone = full(builtin, single[b])
+            check(untrained, embeds[b], sample, answer.tokens[b], answer.logits[b], padding)
+            alone = full(untrained, single[b])
             assert torch.equal(alone.tokens[0], answer.tokens[b])
             length = inputs["input_ids"].shape[1] - padding
             assert sample.visual_tokens + sample.other_tokens == length
@@ -147,8 +149,8 @@ def hold(builtin, *prompts: Prompt):
     return report
 
 
-def needs_features(builtin) -> None:
-    if "mm_encoder_outputs" not in inspect.signature(builtin.model.forward).parameters:
+def needs_features(untrained) -> None:
+    if "mm_encoder_outputs" not in inspect.signature(untrained.model.forward).parameters:
         pytest.skip("this transformers takes no mm_encoder_outputs")
 
 
@@ -317,11 +319,11 @@ def test_a_batch_is_each_of_its_prompts_alone(videollm, prompts):
 
 
 def test_the_time_instruction_is_no_part_of_the_question():
-    builtin = small_llava_video(add_time_instruction=True)
+    untrained = small_llava_video(add_time_instruction=True)
     prompts = [ask("<video>\nWhy?", 0), ask("<video>\nHow many shots are there?", 1)]
-    told = builtin.processor.tokenizer.decode(inputs_of(builtin, *prompts)["input_ids"][1])
+    told = untrained.processor.tokenizer.decode(inputs_of(untrained, *prompts)["input_ids"][1])
     assert TIME_INSTRUCTION.split("{")[0] in told
-    assert [s.question for s in hold(builtin, *prompts).samples] == ["Why?", "How many shots are there?"]
+    assert [s.question for s in hold(untrained, *prompts).samples] == ["Why?", "How many shots are there?"]
 
 
 # Several turns
@@ -347,30 +349,30 @@ class EndAfter(LogitsProcessor):
 class Talk:
     """A conversation with a batch: each turn goes to `generate` in full, with the cache of the turn before."""
 
-    def __init__(self, builtin, inputs) -> None:
-        self.builtin = builtin
+    def __init__(self, untrained, inputs) -> None:
+        self.untrained = untrained
         self.ids, self.mask = inputs["input_ids"], inputs["attention_mask"]
         self.media = {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
         self.cache = None
 
     def answer(self, *lengths: int) -> Answer:
         """Answers of so many tokens, their end included."""
-        processor = LogitsProcessorList([EndAfter(self.builtin.model.config.text_config.eos_token_id, lengths)])
+        processor = LogitsProcessorList([EndAfter(self.untrained.model.config.text_config.eos_token_id, lengths)])
         inputs = {"input_ids": self.ids, "attention_mask": self.mask, "past_key_values": self.cache, **self.media}
         inputs = {name: value for name, value in inputs.items() if value is not None}
-        answer = generate(self.builtin, inputs, max(lengths) + 1, logits_processor=processor)
+        answer = generate(self.untrained, inputs, max(lengths) + 1, logits_processor=processor)
         self.ids, self.cache, self.media = answer.output.sequences, answer.output.past_key_values, {}
         self.mask = torch.cat([self.mask, (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()], 1)
         return answer
 
     def say(self, text: str) -> None:
-        said = ids_of(self.builtin, text).repeat(len(self.ids), 1)
+        said = ids_of(self.untrained, text).repeat(len(self.ids), 1)
         self.ids, self.mask = torch.cat([self.ids, said], 1), torch.cat([self.mask, torch.ones_like(said)], 1)
 
 
-def turns(builtin, inputs, lengths):
+def turns(untrained, inputs, lengths):
     """For each turn of a conversation: its answer, and each sample's tokens since the first prompt before it."""
-    talk, prompt = Talk(builtin, inputs), inputs["input_ids"].shape[1]
+    talk, prompt = Talk(untrained, inputs), inputs["input_ids"].shape[1]
     for question, ends in zip([None, "And where?", "Why?"], lengths, strict=True):
         if question:
             talk.say(f"<|im_start|>user {question}{END}")
@@ -431,16 +433,16 @@ class TestSeveralTurns:
 # Features of the tower that are used again
 
 
-def asked_of(builtin, features, *prompts: Prompt) -> dict[str, Any]:
-    inputs = inputs_of(builtin, *prompts)
+def asked_of(untrained, features, *prompts: Prompt) -> dict[str, Any]:
+    inputs = inputs_of(untrained, *prompts)
     del inputs["pixel_values_videos"]
     return {**inputs, "mm_encoder_outputs": {"video": features}}
 
 
 @torch.no_grad()
-def features_of(builtin, *prompts: Prompt):
-    pixels = inputs_of(builtin, *prompts)["pixel_values_videos"]
-    return builtin.model.get_video_features(pixel_values_videos=pixels, return_dict=True)
+def features_of(untrained, *prompts: Prompt):
+    pixels = inputs_of(untrained, *prompts)["pixel_values_videos"]
+    return untrained.model.get_video_features(pixel_values_videos=pixels, return_dict=True)
 
 
 class TestFeaturesBeforehand:
@@ -492,10 +494,10 @@ class TestFeaturesBeforehand:
 # Embeddings instead of ids
 
 
-def embedded(builtin, *prompts: Prompt) -> dict[str, Tensor]:
+def embedded(untrained, *prompts: Prompt) -> dict[str, Tensor]:
     """The prompts as embeddings, with those of the placeholders in them."""
-    inputs = inputs_of(builtin, *prompts)
-    embeds = builtin.model.get_input_embeddings()(inputs.pop("input_ids")).detach()
+    inputs = inputs_of(untrained, *prompts)
+    embeds = untrained.model.get_input_embeddings()(inputs.pop("input_ids")).detach()
     return {**inputs, "inputs_embeds": embeds}
 
 
@@ -609,14 +611,14 @@ class TestRefusedBeforeAnythingRuns:
     """Neither the vision tower nor a layer of the decoder runs, and the next good prompt does."""
 
     @contextmanager
-    def refused(self, builtin, match):
-        body, inputs = builtin.model.model, inputs_of(builtin, ask("Who is it? <video>\nWhat is he?", 0))
-        with prune(builtin) as pruned:
+    def refused(self, untrained, match):
+        body, inputs = untrained.model.model, inputs_of(untrained, ask("Who is it? <video>\nWhat is he?", 0))
+        with prune(untrained) as pruned:
             with counted(body.vision_tower, *body.language_model.layers) as runs:
                 with pytest.raises(ValueError, match=match):
-                    yield builtin.model, inputs
+                    yield untrained.model, inputs
             with torch.no_grad():
-                builtin.model(**inputs)
+                untrained.model(**inputs)
             assert pruned.report.pruned
         assert runs == [0], f"{runs[0]} modules ran before the refusal"
 

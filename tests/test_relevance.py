@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
 
-from adatp.builtin import load_builtin
 from adatp.relevance import Relevance
+from adatp.untrained import load_untrained
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 
@@ -22,7 +22,7 @@ def make_siglip(layers=4, head=True):
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return load_builtin(image_size=84).relevance.tokenizer
+    return load_untrained(image_size=84).relevance.tokenizer
 
 
 @pytest.mark.parametrize("tower_layers", [0, 2, 3, 4])

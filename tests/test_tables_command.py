@@ -7,12 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from adatp.builtin import load_builtin
 from adatp.commands import tables
 from adatp.models import family_of
 from adatp.paper.rows import Counter, load_paper, published_rows
 from adatp.paper.standin import load_standin
 from adatp.shapes import MODEL_SHAPES
+from adatp.untrained import load_untrained
 from adatp.video import sample_frames
 
 
@@ -133,7 +133,7 @@ class TestWithAVideo:
             assert ("bikes.mp4" in part) == ("bigbuckbunny.mp4" in part) == ("0.5B" in title)
 
     def test_a_model_like_none_of_the_papers(self, capsys, bikes, counted, tmp_path):
-        small = load_builtin(image_size=84, layers=16)
+        small = load_untrained(image_size=84, layers=16)
         small.model.save_pretrained(tmp_path)
         small.processor.save_pretrained(tmp_path)
         with pytest.raises(

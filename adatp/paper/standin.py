@@ -2,32 +2,32 @@
 
 import torch
 
-from adatp.builtin import CHAT_TEMPLATE, Builtin, load_builtin
 from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
 from adatp.shapes import ModelShape
+from adatp.untrained import CHAT_TEMPLATE, Untrained, load_untrained
 
 PATCHES = 27  # a side of a frame in SigLIP, before pooling
 
 
-def load_standin(shape: ModelShape, attention: str = "sdpa") -> Builtin:
+def load_standin(shape: ModelShape, attention: str = "sdpa") -> Untrained:
     """The built-in model, laid out like a published one, in fp32 on the CPU.
 
     Args:
         shape: whose layers and grid of tokens to have.
         attention: Hugging Face's `attn_implementation`.
     """
-    standin = load_builtin(layers=shape.layers, image_size=14 * PATCHES, attention=attention)
+    standin = load_untrained(layers=shape.layers, image_size=14 * PATCHES, attention=attention)
     rows, columns = shape.grid
     return standin if columns == rows else as_llava_video(standin, attention=attention)
 
 
 def as_llava_video(
-    onevision: Builtin, *, pool: str = "average", attention: str = "sdpa", add_time_instruction: bool = True
-) -> Builtin:
+    onevision: Untrained, *, pool: str = "average", attention: str = "sdpa", add_time_instruction: bool = True
+) -> Untrained:
     """A LLaVA-Video with the weights and the tokenizer of a LLaVA-OneVision: newlines end the rows of its frames.
 
     Args:
-        onevision: as `load_builtin` makes it.
+        onevision: as `load_untrained` makes it.
         pool: `LlavaVideoConfig`'s `spatial_pool_mode`.
         attention: Hugging Face's `attn_implementation`.
         add_time_instruction: see `LlavaVideoProcessor`.
@@ -49,4 +49,4 @@ def as_llava_video(
         spatial_pool_mode=pool,
         add_time_instruction=add_time_instruction,
     )
-    return Builtin(video, processor, onevision.relevance)
+    return Untrained(video, processor, onevision.relevance)

@@ -1,7 +1,7 @@
-"""A small LLaVA-OneVision made here, so that the whole path runs without a download.
+"""A small LLaVA-OneVision with random weights, of any shape: for tests, and as a stand-in where only shapes count.
 
 Same classes, same processor, same layout as the published checkpoints; 18 decoder layers, so that the paper's schedule
-applies. It is untrained: what it answers means nothing yet.
+applies. What it answers means nothing.
 """
 
 from typing import Any, NamedTuple
@@ -30,16 +30,16 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>"]
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
 
 
-class Builtin(NamedTuple):
+class Untrained(NamedTuple):
     model: Any
     processor: Any
     relevance: Relevance
 
 
-def load_builtin(
+def load_untrained(
     *,
     seed: int = 2,
     layers: int = 18,
@@ -47,7 +47,7 @@ def load_builtin(
     key_heads: int = 2,
     image_size: int = 196,
     attention: str = "sdpa",
-) -> Builtin:
+) -> Untrained:
     """Model, processor and aligned SigLIP with random weights, in fp32 on the CPU.
 
     Args:
@@ -119,13 +119,13 @@ def load_builtin(
         vision_feature_select_strategy="full",
         chat_template=CHAT_TEMPLATE,
     )
-    return Builtin(model, processor, Relevance(siglip, _tokenizer("right"), tower.num_hidden_layers).eval())
+    return Untrained(model, processor, Relevance(siglip, _tokenizer("right"), tower.num_hidden_layers).eval())
 
 
 def _tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
     """A token a byte, and Qwen2's special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: i for i, token in enumerate([*_SPECIAL, *alphabet])}
+    vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
     bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
     bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_only.decoder = decoders.ByteLevel()
@@ -133,7 +133,7 @@ def _tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
         tokenizer_object=bytes_only,
         pad_token="<|endoftext|>",
         eos_token="<|im_end|>",
-        additional_special_tokens=_SPECIAL[1:],
+        additional_special_tokens=SPECIAL[1:],
         padding_side=padding_side,
         clean_up_tokenization_spaces=False,
     )
