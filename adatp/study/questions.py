@@ -14,8 +14,9 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from adatp.multiple_choice import prompt_of
+
 KEYS = ("video", "question", "options", "answer")
-_INSTRUCTION = "Answer with the option's letter from the given choices directly."  # as LMMs-Eval words it
 
 
 @dataclass(frozen=True)
@@ -42,10 +43,7 @@ class Question:
     @property
     def prompt(self) -> str:
         """What the model is asked."""
-        if not self.options:
-            return self.text
-        lines = [f"{letter}. {option}" for letter, option in zip(self.letters, self.options, strict=True)]
-        return "\n".join([self.text, *lines, _INSTRUCTION])
+        return prompt_of(self.text, self.options)
 
 
 def load_questions(path: Path) -> list[Question]:
