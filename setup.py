@@ -20,6 +20,7 @@ setup(
         "adatp.models",
         "adatp.paper",
         "adatp.pictures",
+        "adatp.small",
         "adatp.study",
         "adatp.world",
         "adatp_kernels",

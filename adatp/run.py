@@ -1,11 +1,11 @@
 """The whole path: a video file and a question in, an answer and a report out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adatp.methods import Method
 from adatp.models import family_of
@@ -112,13 +112,40 @@ def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
 
 
 @torch.inference_mode()
-def generate(loaded: Loaded, inputs: Any, max_new_tokens: int, streamer: Any = None) -> tuple[str, int]:
-    """What the model says to a prompt, greedily, and how many tokens that took."""
+def generate(
+    loaded: Loaded, inputs: Any, max_new_tokens: int, *, choices: Sequence[str] = (), streamer: Any = None
+) -> tuple[str, int]:
+    """What the model says to a prompt, greedily, and how many tokens that took.
+
+    Args:
+        loaded: the model.
+        inputs: of one prompt.
+        max_new_tokens: length of the answer, at most.
+        choices: what it may say; anything, where there are none.
+        streamer: as Hugging Face's.
+    """
+    length = inputs["input_ids"].shape[1]
     output = loaded.model.generate(
-        **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, streamer=streamer
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        streamer=streamer,
+        prefix_allowed_tokens_fn=_only(loaded.processor.tokenizer, choices, length) if choices else None,
     )
-    generated = output[0, inputs["input_ids"].shape[1] :]
+    generated = output[0, length:]
     return str(loaded.processor.decode(generated, skip_special_tokens=True)).strip(), len(generated)
+
+
+def _only(tokenizer: Any, choices: Sequence[str], length: int) -> Callable[[int, Tensor], list[int]]:
+    """For Hugging Face's `generate`: the tokens that go on with one of the choices, behind a prompt of that length."""
+    ways = [[*tokenizer.encode(choice, add_special_tokens=False), tokenizer.eos_token_id] for choice in choices]
+
+    def allowed(_: int, ids: Tensor) -> list[int]:
+        said = ids[length:].tolist()
+        return sorted({way[len(said)] for way in ways if way[: len(said)] == said and len(way) > len(said)})
+
+    return allowed
 
 
 def run(

@@ -8,6 +8,7 @@ from operators import Operators, runnable
 from sample_video import sample_video
 from small_llava_video import small_llava_video
 
+from adatp.small.tokenizer import train_tokenizer
 from adatp.untrained import load_untrained
 
 torch.set_num_threads(1)  # small tensors, and a test a core where several run side by side
@@ -17,6 +18,12 @@ torch.set_num_threads(1)  # small tensors, and a test a core where several run s
 def bikes() -> Path:
     """A real video, 10 s of street shots, that a package carries as a sample."""
     return sample_video()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """Of the small model; learning it takes some seconds."""
+    return train_tokenizer()
 
 
 def make_clip(frames: int, shots: int = 3, size: int = 84, seed: int = 0) -> np.ndarray:

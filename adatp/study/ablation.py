@@ -10,7 +10,7 @@ from adatp.flops import linear_ratio
 from adatp.methods import AdaTP, Method, Unpruned
 from adatp.run import Loaded
 from adatp.study.agreement import Agreement, agreement
-from adatp.study.answers import chosen_letter, is_exact, letter_tokens
+from adatp.study.answers import answer_length, chosen_letter, is_exact, letter_tokens
 from adatp.study.measure import EncodedClip, answer, prefill
 from adatp.study.questions import Question
 from adatp.video import sample_frames
@@ -174,9 +174,8 @@ def _answer(
         return chosen_letter(logits, letter_tokens(tokenizer, question.letters))
     if question.answer is None:
         return None
-    # a few more than the right answer has: one that goes on is another
-    tokens = 2 * len(tokenizer.encode(question.answer, add_special_tokens=False)) + 8
-    return answer(loaded, inputs, method, tokens=tokens, impl=impl)
+    tokens = answer_length(tokenizer, question.answer)
+    return answer(loaded, inputs, method, tokens=tokens, impl=impl).text
 
 
 def _is_right(said: str, question: Question) -> bool | None:

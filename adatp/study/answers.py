@@ -36,6 +36,11 @@ def chosen_letter(logits: Tensor, tokens: dict[str, list[int]]) -> str:
     return max(tokens, key=lambda letter: float(logits[tokens[letter]].max()))
 
 
+def answer_length(tokenizer: Any, right: str) -> int:
+    """Tokens to let a model answer in: a few more than the right answer has, since one that goes on is another."""
+    return 2 * len(tokenizer.encode(right, add_special_tokens=False)) + 8
+
+
 def is_exact(answer: str, right: str) -> bool:
     """Whether two texts are the same but for case, spaces and a full stop at the end."""
     return _plain(answer) == _plain(right)

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -101,10 +101,35 @@ def prefill(
     return Measured(output.logits[0, -1].float().cpu(), report, watch.seconds["decoder"])
 
 
-def answer(loaded: Loaded, inputs: Mapping[str, Any], method: Method | None, *, tokens: int, impl: Impl) -> str:
-    """What the model says to a prompt, greedily, in at most that many tokens."""
-    with _applied(loaded, method, None, impl):
-        return generate(loaded, inputs, tokens)[0]
+class Said(NamedTuple):
+    """An answer.
+
+    Attributes:
+        text: what the model says, greedily.
+        report: of the method; None without one.
+    """
+
+    text: str
+    report: PruningReport | None
+
+
+def answer(
+    loaded: Loaded,
+    inputs: Mapping[str, Any],
+    method: Method | None,
+    *,
+    flops: float | None = None,
+    tokens: int,
+    choices: Sequence[str] = (),
+    impl: Impl,
+) -> Said:
+    """What the model says to a prompt in at most that many tokens, only one of the choices where there are any.
+
+    The other arguments are those of `prefill`.
+    """
+    with _applied(loaded, method, flops, impl) as pruned:
+        text, _ = generate(loaded, inputs, tokens, choices=choices)
+        return Said(text, None if pruned is None else pruned.report)
 
 
 @contextmanager

@@ -1,0 +1,52 @@
+"""The small model's tokenizer: byte-level BPE, as Qwen2's, of the world's words."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+from adatp.untrained import CHAT_TEMPLATE, SPECIAL
+from adatp.world.captions import describe
+from adatp.world.clips import make_clip
+from adatp.world.questions import ANSWERS, ask_all, with_options
+
+_CLIPS = 300
+_VOCABULARY = 640
+
+
+def train_tokenizer() -> PreTrainedTokenizerFast:
+    """Learn the merges from the training split's questions, answers and captions; always the same ones."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_texts(), trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=list(SPECIAL[1:]),
+        padding_side="left",
+        clean_up_tokenization_spaces=False,
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def _texts() -> Iterator[str]:
+    for number in range(_CLIPS):
+        world, rng = make_clip("train", number), np.random.default_rng(number)
+        yield "assistant\n"
+        yield " user"
+        for asked in ask_all(world, rng):
+            yield with_options(asked, world, rng).prompt
+            yield asked.answer
+            yield describe(world, rng).text
+    for answers in ANSWERS.values():
+        for answer in answers:
+            yield from [answer, f" {answer}"] * 50
