@@ -74,7 +74,7 @@ def test_every_make_target_exists():
 
 
 def test_every_option_exists(capsys):
-    for command in ("run", "flops", "convert", "compare", "figures", "tables", "ablate"):
+    for command in ("run", "flops", "convert", "compare", "figures", "tables", "ablate", "study", "world"):
         line = " ".join(re.findall(rf"^adatp {command} ([^#\n]*)", README, re.MULTILINE))
         assert line
         with pytest.raises(SystemExit):

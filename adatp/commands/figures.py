@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,8 +32,7 @@ def figures(arguments: argparse.Namespace) -> int:
     """Run the command."""
     options.require_positive(arguments, "frames")
     options.require_question(arguments.question)
-    if find_spec("matplotlib") is None:
-        raise ValueError("the figures need matplotlib: pip install 'adatp[overlay]'")
+    options.require_matplotlib(arguments.out, "--out")
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from adatp_kernels.dispatch import resolve
@@ -132,6 +133,23 @@ def require_question(question: str) -> None:
         raise ValueError("--question is empty; say what to ask")
 
 
+def require_matplotlib(wanted: object, what: str) -> None:
+    """Raise a ValueError where a picture is wanted and there is nothing to draw it with."""
+    if wanted is not None and find_spec("matplotlib") is None:
+        raise ValueError(f"{what} needs matplotlib: pip install 'adatp[overlay]'")
+
+
+def require_world() -> None:
+    """Raise a ValueError where there is nothing to draw the world's digits with."""
+    if find_spec("sklearn") is None:
+        raise ValueError("the videos made by code show scikit-learn's digits: pip install 'adatp[world]'")
+
+
+def relevance_of(arguments: argparse.Namespace) -> str | None:
+    """The aligned SigLIP that was asked for; None for none."""
+    return None if arguments.relevance == "none" else arguments.relevance
+
+
 class Progress(NamedTuple):
     """What a command has to say on the way.
 
@@ -188,7 +206,7 @@ def load_model(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "L
             device=device,
             dtype=arguments.dtype,
             attention=arguments.attention,
-            relevance=None if arguments.relevance == "none" else arguments.relevance,
+            relevance=relevance_of(arguments),
         )
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {arguments.model} cannot be loaded: {error}") from error

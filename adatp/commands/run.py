@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -84,5 +83,4 @@ def _check_overlay(path: Path | None) -> None:
         raise ValueError(f"--overlay cannot be written: {error}") from error
     if not existed:
         path.unlink()
-    if find_spec("matplotlib") is None:
-        raise ValueError("--overlay needs matplotlib: pip install 'adatp[overlay]'")
+    options.require_matplotlib(path, "--overlay")
