@@ -79,6 +79,14 @@ class TestClips:
                         for other_y, other_x, other in boxes[:i]
                     )  # fmt: skip
 
+    @given(clips)
+    @few
+    def test_nothing_leaves_the_frame(self, world):
+        for scene in world.scenes:
+            for thing in scene.things:
+                for frame in range(scene.frames):
+                    assert all(10 < place < SIDE - 10 for place in centre(thing, frame, scene.frames))
+
     @pytest.mark.parametrize("frames", [4, FRAMES])
     def test_splits_differ_in_combinations(self, frames):
         found = {split: set() for split in SPLITS}
