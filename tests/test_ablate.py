@@ -16,7 +16,7 @@ from adatp.run import Loaded
 from adatp.study.ablation import Outcome, plan, run, summarise
 from adatp.study.agreement import Agreement, agreement
 from adatp.study.answers import chosen_letter, is_exact, letter_tokens, wilson
-from adatp.study.measure import EncodedClip, prefill
+from adatp.study.measure import EncodedClip, Said, prefill
 from adatp.study.questions import Question
 from adatp.video import Clip
 
@@ -140,7 +140,9 @@ class TestRun:
         assert not any(own[0].right for own in asked("x").values())
 
     def test_a_free_answer_is_judged(self, loaded, decoded, monkeypatch):
-        monkeypatch.setattr(adatp.study.ablation, "answer", lambda *_, tokens, **__: f" It is  GREEN. {tokens}")
+        monkeypatch.setattr(
+            adatp.study.ablation, "answer", lambda *_, tokens, **__: Said(f" It is  GREEN. {tokens}", None)
+        )
         for answer, right in (("it is green. 41.", False), ("it is green. 40.", True)):
             (outcome,) = ask(loaded, [Question("a", "Why?", (), answer)]).of[Unpruned()]
             assert outcome.right is right

@@ -150,6 +150,6 @@ def test_an_unknown_method_is_refused(capsys):
 
 
 def test_without_matplotlib_it_says_what_to_install(capsys, monkeypatch):
-    monkeypatch.setattr("adatp.commands.figures.find_spec", lambda name: None)
+    monkeypatch.setattr("adatp.commands.options.find_spec", lambda name: None)
     assert main(["figures", "a.mp4", "--question", "Why?"]) == 2
     assert "pip install 'adatp[overlay]'" in capsys.readouterr().err
