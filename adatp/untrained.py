@@ -7,11 +7,9 @@ applies. What it answers means nothing.
 from typing import Any, NamedTuple
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import models, pre_tokenizers
 from transformers import (
-    LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessorPil,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipConfig,
@@ -20,17 +18,10 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from adatp.processor import TorchOnlyProcessor, VideoProcessor
+from adatp.assemble import SPECIAL, byte_level, fast_tokenizer, onevision_config, onevision_processor, take_tower
 from adatp.relevance import Relevance
 
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }} "
-    "{% for part in message['content'] if part['type'] == 'image' %}<image>\n{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'video' %}<video>\n{% endfor %}"
-    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
-    "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")
+_TOWER_LAYERS = 3  # of SigLIP's four
 
 
 class Untrained(NamedTuple):
@@ -61,7 +52,7 @@ def load_untrained(
     vision = SiglipVisionConfig(
         hidden_size=64,
         intermediate_size=128,
-        num_hidden_layers=4,
+        num_hidden_layers=_TOWER_LAYERS + 1,
         num_attention_heads=4,
         image_size=image_size,
         patch_size=14,
@@ -78,8 +69,6 @@ def load_untrained(
         bos_token_id=None,
         eos_token_id=None,
     )
-    # the tower as LLaVA checkpoints ship it: without SigLIP's last layer and head
-    tower = SiglipVisionConfig(**{**vision.to_dict(), "num_hidden_layers": 3, "vision_use_head": False})
     decoder = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=32 * heads,
@@ -93,13 +82,7 @@ def load_untrained(
         eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
         pad_token_id=tokenizer.pad_token_id,
     )
-    config = LlavaOnevisionConfig(
-        vision_config=tower,
-        text_config=decoder,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=[[image_size, image_size], [image_size, 2 * image_size]],
-    )
+    config = onevision_config(vision, _TOWER_LAYERS, decoder, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
@@ -108,32 +91,13 @@ def load_untrained(
     printable = {tokenizer.convert_tokens_to_ids(chr(c)) for c in range(33, 127)}
     printable |= {tokenizer.convert_tokens_to_ids("Ġ"), decoder.eos_token_id}
     model.generation_config.suppress_tokens = [i for i in range(len(tokenizer)) if i not in printable]
-    # the tower's own weights, which relevance continues
-    model.model.vision_tower.load_state_dict(siglip.vision_model.state_dict(), strict=False)
-    size = {"height": image_size, "width": image_size}
-    processor = TorchOnlyProcessor(
-        image_processor=LlavaOnevisionImageProcessorPil(size=size, image_grid_pinpoints=config.image_grid_pinpoints),
-        tokenizer=tokenizer,
-        video_processor=VideoProcessor(size=size),
-        num_image_tokens=(image_size // vision.patch_size) ** 2,
-        vision_feature_select_strategy="full",
-        chat_template=CHAT_TEMPLATE,
-    )
-    return Untrained(model, processor, Relevance(siglip, _tokenizer("right"), tower.num_hidden_layers).eval())
+    take_tower(model, siglip)
+    relevance = Relevance(siglip, _tokenizer("right"), _TOWER_LAYERS).eval()
+    return Untrained(model, onevision_processor(image_size, vision.patch_size, tokenizer), relevance)
 
 
 def _tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
     """A token a byte, and Qwen2's special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
-    bytes_only = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    bytes_only.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_only.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=bytes_only,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=SPECIAL[1:],
-        padding_side=padding_side,
-        clean_up_tokenization_spaces=False,
-    )
+    return fast_tokenizer(byte_level(models.BPE(vocab=vocabulary, merges=[])), padding_side)

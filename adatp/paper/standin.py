@@ -2,9 +2,10 @@
 
 import torch
 
+from adatp.assemble import CHAT_TEMPLATE
 from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
 from adatp.shapes import ModelShape
-from adatp.untrained import CHAT_TEMPLATE, Untrained, load_untrained
+from adatp.untrained import Untrained, load_untrained
 
 PATCHES = 27  # a side of a frame in SigLIP, before pooling
 

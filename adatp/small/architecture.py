@@ -3,9 +3,7 @@
 from typing import Any
 
 from transformers import (
-    LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionImageProcessorPil,
     PreTrainedTokenizerFast,
     Qwen2Config,
     SiglipConfig,
@@ -14,7 +12,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from adatp.processor import TorchOnlyProcessor, VideoProcessor
+from adatp.assemble import onevision_config, onevision_processor, take_tower
+from adatp.processor import TorchOnlyProcessor
 from adatp.world.clips import SIDE
 
 WIDTH = 128
@@ -43,8 +42,6 @@ def make_siglip(vocabulary: int) -> Any:
 
 def make_model(siglip: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
     """A `LlavaOnevisionForConditionalGeneration` with the SigLIP's first layers as its tower, the rest random."""
-    vision = siglip.config.vision_config.to_dict()
-    tower = SiglipVisionConfig(**{**vision, "num_hidden_layers": TOWER_LAYERS, "vision_use_head": False})
     decoder = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -59,28 +56,12 @@ def make_model(siglip: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    config = LlavaOnevisionConfig(
-        vision_config=tower,
-        text_config=decoder,
-        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        image_grid_pinpoints=[[SIDE, SIDE], [SIDE, 2 * SIDE]],
-    )
+    config = onevision_config(siglip.config.vision_config, TOWER_LAYERS, decoder, tokenizer)
     model = LlavaOnevisionForConditionalGeneration(config)
-    model.model.vision_tower.load_state_dict(siglip.vision_model.state_dict(), strict=False)
+    take_tower(model, siglip)
     return model
 
 
-def make_processor(tokenizer: PreTrainedTokenizerFast) -> Any:
+def make_processor(tokenizer: PreTrainedTokenizerFast) -> TorchOnlyProcessor:
     """The processor of the small model."""
-    size = {"height": SIDE, "width": SIDE}
-    return TorchOnlyProcessor(
-        image_processor=LlavaOnevisionImageProcessorPil(
-            size=size, image_grid_pinpoints=[[SIDE, SIDE], [SIDE, 2 * SIDE]]
-        ),
-        tokenizer=tokenizer,
-        video_processor=VideoProcessor(size=size),
-        num_image_tokens=(SIDE // PATCH) ** 2,
-        vision_feature_select_strategy="full",
-        chat_template=tokenizer.chat_template,
-    )
+    return onevision_processor(SIDE, PATCH, tokenizer)

@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from adatp.untrained import CHAT_TEMPLATE, SPECIAL
+from adatp.assemble import CHAT_TEMPLATE, SPECIAL, byte_level, fast_tokenizer
 from adatp.world.captions import describe
 from adatp.world.clips import make_clip
 from adatp.world.questions import ANSWERS, ask_all, with_options
@@ -17,9 +17,7 @@ _VOCABULARY = 640
 
 def train_tokenizer() -> PreTrainedTokenizerFast:
     """Learn the merges from the training split's questions, answers and captions; always the same ones."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=_VOCABULARY,
         special_tokens=list(SPECIAL),
@@ -27,15 +25,7 @@ def train_tokenizer() -> PreTrainedTokenizerFast:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_texts(), trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<|endoftext|>",
-        eos_token="<|im_end|>",
-        additional_special_tokens=list(SPECIAL[1:]),
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
-    )
+    return fast_tokenizer(tokenizer, "left", chat_template=CHAT_TEMPLATE)
 
 
 def _texts() -> Iterator[str]:
