@@ -52,15 +52,15 @@ class TestTokenizer:
 class TestAlignment:
     def test_a_batch(self, tokenizer):
         batch = Frames("train", first=0, batches=2, tokenizer=tokenizer)[1]
-        texts = len(vocabulary()) + align.FRAMES
-        assert batch["pixels"].shape == (align.FRAMES, 3, 64, 64)
+        texts = len(vocabulary()) + align.BATCH
+        assert batch["pixels"].shape == (align.BATCH, 3, 64, 64)
         assert batch["tokens"].shape == (texts, TEXT_LENGTH)
-        assert batch["true"].shape == (align.FRAMES, texts)
-        assert batch["names"].shape == (align.FRAMES, 64, 5)
+        assert batch["true"].shape == (align.BATCH, texts)
+        assert batch["names"].shape == (align.BATCH, 64, 5)
         again = Frames("train", first=0, batches=9, tokenizer=tokenizer)[1]
         assert all(torch.equal(batch[name], again[name]) for name in batch)
         places = batch["true"][:, len(vocabulary()) - 8 : len(vocabulary())]
-        assert torch.equal(places.sum(1), torch.ones(align.FRAMES, dtype=torch.int64))
+        assert torch.equal(places.sum(1), torch.ones(align.BATCH, dtype=torch.int64))
         named = batch["names"]
         for attribute, size in enumerate((8, 8, 4, 10, 4)):
             own = named[..., attribute]

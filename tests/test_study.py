@@ -8,6 +8,8 @@ import torch
 
 from adatp.methods import METHODS, AdaTP, FastV
 from adatp.paper.rows import load_paper
+from adatp.pictures.attention import visual_attention
+from adatp.pictures.bias import top_tokens
 from adatp.run import Loaded
 from adatp.study.ablation import plan
 from adatp.study.accuracy import PEERS, SETTINGS, Examined, Judged, Looked, Outcome, Trial, examine, trials
@@ -15,6 +17,7 @@ from adatp.study.accuracy_summary import GROUPS, summarise
 from adatp.study.accuracy_tables import accuracy, biases, by_kind, markdown, print_study
 from adatp.study.bootstrap import RESAMPLES, paired_difference
 from adatp.study.heldout import paper_of, papers
+from adatp.study.measure import EncodedClip
 from adatp.untrained import load_untrained
 from adatp.world.clips import make_clip
 from adatp.world.drawing import draw
@@ -102,6 +105,7 @@ class TestExamine:
                 if judged.asked.options:
                     assert judged.plain.answer in judged.asked.options
                 assert judged.plain.flops == 1
+                assert judged.plain.kept == 32 * 9
 
     def test_a_peer_costs_what_adatp_costs_on_each_question(self, examined):
         costs = set()
@@ -129,6 +133,13 @@ class TestExamine:
             torch.testing.assert_close(looked.per_frame.mean(1), torch.ones(16))
             torch.testing.assert_close(looked.per_position.mean((1, 2)), torch.ones(16))
             assert ((looked.first >= 0) & (looked.first + looked.last <= 1)).all()
+
+    def test_the_ends_of_the_clip_are_told_apart(self, examined):
+        loaded, paper = load(), paper_of("heldout", 0, questions=3, options=True)
+        inputs = EncodedClip(loaded, paper.clip()).inputs(paper.questions[0].text)
+        top = top_tokens(visual_attention(loaded.model, inputs).scores).double()
+        for own, frames in ((examined[0].looked.first, top[:, :4]), (examined[0].looked.last, top[:, -4:])):
+            torch.testing.assert_close(own, frames.sum((1, 2)) / top.sum((1, 2)))
 
     def test_several_processes_find_the_same(self):
         threads = torch.get_num_threads()

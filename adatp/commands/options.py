@@ -5,6 +5,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -145,11 +146,6 @@ def require_world() -> None:
         raise ValueError("the videos made by code show scikit-learn's digits: pip install 'adatp[world]'")
 
 
-def relevance_of(arguments: argparse.Namespace) -> str | None:
-    """The aligned SigLIP that was asked for; None for none."""
-    return None if arguments.relevance == "none" else arguments.relevance
-
-
 class Progress(NamedTuple):
     """What a command has to say on the way.
 
@@ -194,20 +190,26 @@ def load_clip(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "tu
     return decode(arguments.video, arguments.frames)
 
 
-def load_model(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "Loaded":
-    """The model, its processor and its aligned SigLIP."""
+def loader_of(arguments: argparse.Namespace) -> "Callable[[], Loaded]":
+    """What loads the model, its processor and its aligned SigLIP, here or in another process."""
     from adatp.run import load
 
-    device = device_of(arguments)
+    return partial(
+        load,
+        arguments.model,
+        device=device_of(arguments),
+        dtype=arguments.dtype,
+        attention=arguments.attention,
+        relevance=None if arguments.relevance == "none" else arguments.relevance,
+    )
+
+
+def load_model(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "Loaded":
+    """The model, its processor and its aligned SigLIP."""
+    loader = loader_of(arguments)
     tell("loading the model")
     try:
-        return load(
-            arguments.model,
-            device=device,
-            dtype=arguments.dtype,
-            attention=arguments.attention,
-            relevance=relevance_of(arguments),
-        )
+        return loader()
     except (OSError, ValueError) as error:
         raise ValueError(f"--model {arguments.model} cannot be loaded: {error}") from error
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,6 @@ def _study(arguments: argparse.Namespace) -> int:
     with options.progress() as progress:
         from adatp.models import family_of
         from adatp.paper.rows import load_paper
-        from adatp.run import load
         from adatp.stopwatch import now
         from adatp.study.ablation import plan
         from adatp.study.accuracy import Trial, examine, trials, workers_for
@@ -41,25 +39,18 @@ def _study(arguments: argparse.Namespace) -> int:
         from adatp_kernels.dispatch import resolve
 
         begin = now()
-        device = options.device_of(arguments)
+        options.device_of(arguments)
         loaded = options.load_model(arguments, progress.tell)
         ablations, told = plan(load_paper(), "all", len(family_of(loaded.model).decoder.layers), 1.0)
         tried, varied = trials(), [Trial(row.method) for ablation in ablations for row in ablation.variants]
-        again = partial(
-            load,
-            arguments.model,
-            device=device,
-            dtype=arguments.dtype,
-            attention=arguments.attention,
-            relevance=options.relevance_of(arguments),
-        )
+        workers = workers_for(loaded.model.device.type)
         examined = list(
             examine(
-                again,
+                options.loader_of(arguments) if workers > 1 else lambda: loaded,
                 list(dict.fromkeys([*tried, *varied])),
                 clips=arguments.clips,
                 questions=arguments.questions,
-                workers=workers_for(device),
+                workers=workers,
                 impl=arguments.impl,
                 tell=progress.tell,
             )

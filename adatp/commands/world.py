@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from adatp.commands import options
-
-SPLITS = ("train", "validation", "heldout")
+from adatp.world.things import SPLITS
 
 
 def add(commands: Any) -> None:

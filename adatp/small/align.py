@@ -16,11 +16,11 @@ from torch.utils.data import Dataset
 from adatp.small.architecture import PATCH, TEXT_LENGTH, TOWER_LAYERS, WIDTH
 from adatp.small.pixels import to_pixels
 from adatp.world.captions import SIZES, covered, describe, fits, seen, vocabulary
-from adatp.world.clips import make_clip
+from adatp.world.clips import SIDE, make_clip
 from adatp.world.drawing import draw_scene
 from adatp.world.things import Split
 
-FRAMES = 64  # a batch
+BATCH = 64  # frames
 _CLIP = 4  # frames of the clips that one frame each is taken of: a single scene
 _NAMED = SIZES[:-1]  # the place is everywhere, the frame's loss is enough for it
 _IGNORED = -100
@@ -48,14 +48,14 @@ class Frames(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, batch: int) -> dict[str, Tensor]:
         frames, rows, names, captions = [], [], [], vocabulary()
-        begin = self._first + batch * FRAMES
-        for number in range(begin, begin + FRAMES):
+        begin = self._first + batch * BATCH
+        for number in range(begin, begin + BATCH):
             world, rng = make_clip(self._split, number, _CLIP), np.random.default_rng(number)
             (scene,) = world.scenes
             frame = int(rng.integers(0, _CLIP))
             frames.append(draw_scene(scene, self._split, [frame]))
             rows.append(seen(scene, frame))
-            named = np.full(((64 // PATCH) ** 2, len(_NAMED)), _IGNORED)
+            named = np.full(((SIDE // PATCH) ** 2, len(_NAMED)), _IGNORED)
             for row, patches in zip(rows[-1][:-1], covered(scene, frame, PATCH), strict=False):
                 named[patches] = np.where(row[:-1] < 0, _IGNORED, row[:-1])
             names.append(named)

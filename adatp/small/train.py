@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from adatp.small import align as alignment
-from adatp.small.align import Aligner, Frames
+from adatp.small.align import BATCH, Aligner, Frames
 from adatp.small.architecture import DECODER_LAYERS, make_model, make_processor, make_siglip
 from adatp.small.checkpoint import save_checkpoint
 from adatp.small.teach import Lessons, Pupil
@@ -102,15 +101,15 @@ class Run:
         before, saved, seen, began = 0, time.monotonic(), Counter[str](), time.monotonic()
         for phase, batches in zip(phases, data, strict=True):
             rest = range(max(0, done - before), phase.steps)
+            if phase.depth:
+                learner.use(phase.depth)
             for step, batch in zip(rest, _loaded(batches, rest), strict=True):
-                if phase.depth:
-                    learner.use(phase.depth)
                 for group in optimizer.param_groups:
                     begin, end = phase.rate
                     rate = end + (begin - end) * (1 + math.cos(math.pi * step / phase.steps)) / 2
                     group["lr"] = rate * min(1.0, (before + step + 1) / WARM_UP)
                 learner.train()
-                loss, counts = learner.loss({key: value.to(self.device) for key, value in batch.items()})
+                loss, counts = learner.loss(self.put(batch))
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -130,6 +129,10 @@ class Run:
                     self._save(file, learner, optimizer, now)
                     saved = time.monotonic()
             before += phase.steps
+
+    def put(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A batch where the training is."""
+        return {name: value.to(self.device) for name, value in batch.items()}
 
     def _save(self, file: Path, learner: nn.Module, optimizer: Any, step: int) -> None:
         state = {"learner": learner.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
@@ -158,12 +161,13 @@ def _loaded(batches: Dataset[Any], rest: range) -> Iterator[dict[str, Tensor]]:
 def _means(seen: Counter[str]) -> dict[str, Any]:
     """Sums over steps as means; counts of questions as shares answered rightly."""
     steps = seen.pop("steps")
-    asked = {key.removeprefix("asked "): value for key, value in seen.items() if key.startswith("asked ")}
     means = {key: round(value / steps, 5) for key, value in seen.items() if " " not in key}
-    return means | ({"right": _shares(seen, asked)} if asked else {})
+    return means | ({"right": _shares(seen)} if len(means) < len(seen) else {})
 
 
-def _shares(seen: Counter[str], asked: dict[str, int]) -> dict[str, float]:
+def _shares(seen: Counter[str]) -> dict[str, float]:
+    """What share of the questions was answered rightly, of all and of each kind."""
+    asked = {key.removeprefix("asked "): number for key, number in seen.items() if key.startswith("asked ")}
     shares = {kind: round(seen[f"right {kind}"] / number, 4) for kind, number in sorted(asked.items())}
     total = sum(seen[f"right {kind}"] for kind in asked) / sum(asked.values())
     return {"all": round(total, 4), **shares}
@@ -177,12 +181,12 @@ def align(run: Run, siglip: Any, tokenizer: Any, phases: Sequence[Phase]) -> Non
     first, data = 0, []
     for phase in phases:
         data.append(Frames("train", first=first, batches=phase.steps, tokenizer=tokenizer))
-        first += phase.steps * alignment.FRAMES
+        first += phase.steps * BATCH
 
     def judge(_: Phase) -> dict[str, float]:
         seen: Counter[str] = Counter()
         for batch in judged:
-            seen.update({**learner.loss({key: value.to(run.device) for key, value in batch.items()})[1], "steps": 1})
+            seen.update({**learner.loss(run.put(batch))[1], "steps": 1})
         return _means(seen)
 
     run.fit("align", learner, phases, data, judge)
@@ -200,8 +204,8 @@ def teach(run: Run, model: Any, processor: Any, phases: Sequence[Phase]) -> None
         seen: Counter[str] = Counter()
         lessons = _lessons("validation", 0, JUDGED // phase.clips, phase, processor)
         for batch in _loaded(lessons, range(len(lessons))):
-            seen.update(learner.loss({key: value.to(run.device) for key, value in batch.items()})[1])
-        return _shares(seen, {key.removeprefix("asked "): n for key, n in seen.items() if key.startswith("asked ")})
+            seen.update(learner.loss(run.put(batch))[1])
+        return _shares(seen)
 
     run.fit("teach", learner, phases, data, judge)
     learner.use(DECODER_LAYERS)

@@ -1,7 +1,6 @@
 """Methods on the held-out questions: which each answers rightly, and what it costs."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -11,11 +10,13 @@ import torch
 from torch import Tensor
 
 from adatp.methods import METHODS, AdaTP, Method
+from adatp.models import family_of
 from adatp.pictures.attention import visual_attention
-from adatp.pictures.bias import per_frame, per_position, top_tokens
+from adatp.pictures.bias import per_frame, per_position, share_in_last, top_tokens
 from adatp.run import Loaded
 from adatp.study.answers import answer_length, is_exact
 from adatp.study.heldout import Paper, papers
+from adatp.study.machine import cores
 from adatp.study.measure import EncodedClip, answer, with_relevance
 from adatp.world.questions import Asked
 from adatp_kernels.dispatch import Impl
@@ -137,9 +138,7 @@ def examine(
 
 def workers_for(device: str) -> int:
     """A process a core where the model runs on them: it is small, and one thread is enough for its tensors."""
-    if device != "cpu":
-        return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores() if device == "cpu" else 1
 
 
 _worker: dict[str, Any] = {}
@@ -191,7 +190,9 @@ def _ask(
     length = answer_length(loaded.processor.tokenizer, asked.answer)
     said, report = answer(loaded, inputs, method, flops=flops, tokens=length, choices=asked.options, impl=impl)
     if report is None:
-        cost, kept = 1.0, 0
+        layout = family_of(loaded.model).layout(inputs["input_ids"][0].cpu())
+        assert layout is not None, "every question is about a video"
+        cost, kept = 1.0, layout.visual_tokens
     else:
         (sample,) = report.samples
         cost, kept = report.flops.ratio, sample.kept[-1]
@@ -200,11 +201,10 @@ def _ask(
 
 def _look(loaded: Loaded, inputs: Mapping[str, Any]) -> Looked:
     attention = visual_attention(loaded.model, inputs)
-    frames, top = per_frame(attention.scores), top_tokens(attention.scores).double()
-    total = top.sum((1, 2))
+    frames, top = per_frame(attention.scores), top_tokens(attention.scores)
     return Looked(
         frames / frames.mean(1, keepdim=True),
         per_position(attention.scores, attention.grid),
-        top[:, :4].sum((1, 2)) / total,
-        top[:, -4:].sum((1, 2)) / total,
+        share_in_last(top.flip(1)),
+        share_in_last(top),
     )

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adatp.pictures.bias import LAST_FRAMES
 from adatp.study.ablation import Ablation
 from adatp.study.accuracy import Examined, Judged, Outcome, Trial
 from adatp.study.answers import wilson
@@ -101,7 +102,7 @@ def _biases(examined: Sequence[Examined]) -> dict[str, Any]:
         "grid": list(positions.shape[1:]),
         "top_in_first_frames": _rounded(mean(lambda own: own.looked.first)),
         "top_in_last_frames": _rounded(mean(lambda own: own.looked.last)),
-        "uniform": 4 / frames.shape[1],
+        "uniform": LAST_FRAMES / frames.shape[1],
     }
 
 

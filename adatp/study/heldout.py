@@ -33,15 +33,14 @@ class Paper:
         return Clip(frames, np.arange(len(frames)) / FPS, len(frames) / FPS, len(frames), None)
 
 
-def papers(clips: int, questions: int, split: Split = "heldout") -> Iterator[Paper]:
-    """The questions of the first clips of a split, always the same; every other one has options.
+def papers(clips: int, questions: int) -> Iterator[Paper]:
+    """The questions of the first held-out clips, always the same; every other one has options.
 
     Args:
         clips: how many.
         questions: of a clip, at most, kinds about equally often.
-        split: whose.
     """
-    return (paper_of(split, number, questions=questions, options=True) for number in range(clips))
+    return (paper_of("heldout", number, questions=questions, options=True) for number in range(clips))
 
 
 def paper_of(split: Split, number: int, *, questions: int, options: bool) -> Paper:
