@@ -23,8 +23,10 @@ def processor(tokenizer):
     return make_processor(tokenizer)
 
 
-def lessons(processor, *, questions: int = 4) -> Lessons:
-    return Lessons("train", first=0, batches=2, clips=2, frames=4, questions=questions, processor=processor)
+def lessons(processor, *, questions: int = 4, frames: int = 4, orders: int = 0) -> Lessons:
+    return Lessons(
+        "train", first=0, batches=2, clips=2, frames=frames, questions=questions, orders=orders, processor=processor
+    )
 
 
 def fresh(tokenizer) -> Pupil:
@@ -96,6 +98,15 @@ class TestLessons:
         assert torch.equal(many["kind"] < 0, (many["target"] == NO_TARGET).all(-1))
         assert (many["kind"] < 0).any()
 
+    def test_more_of_what_is_before_and_after(self, processor):
+        few, many = (lessons(processor, frames=32, orders=orders)[0] for orders in (0, 3))
+        assert many["kind"].shape == (2, 7)
+        assert torch.equal(many["kind"][:, :4], few["kind"])
+        width = few["tokens"].shape[2]
+        assert torch.equal(many["tokens"][:, :4, :width], few["tokens"])
+        assert (many["kind"][:, 4:] == KINDS.index("order")).all()
+        assert (lessons(processor, orders=3)[0]["kind"][:, 4:] == -1).all()  # one scene, so nothing is before another
+
     def test_questions_and_answers(self, processor):
         batch = lessons(processor)[1]
         tokenizer, video = processor.tokenizer, processor.tokenizer.convert_tokens_to_ids("<video>")
@@ -144,6 +155,22 @@ class TestLessons:
         _, counts = pupil.loss(batch)
         assert sum(number for name, number in counts.items() if name.startswith("right")) == asked
 
+    def test_visual_tokens_have_to_tell_the_time(self, tokenizer, processor):
+        pupil, batch, states = fresh(tokenizer), lessons(processor)[1], []
+        with torch.no_grad():
+            plain = pupil.loss(batch)[0]
+            pupil.use(3, is_clocked=True)
+            hook = pupil.decoder.layers[1].register_forward_hook(lambda _, __, output: states.append(output))
+            clocked = pupil.loss(batch)[0]
+            hook.remove()
+        errors = []
+        for clip in states[0]:
+            for i in range(4 * 16):
+                token = clip[len(batch["head"]) + i]
+                told = pupil.clock(token / token.square().mean().sqrt())
+                errors.append((told - (2 * (i // 16) / 32 - 1)) ** 2)
+        assert (clocked - plain).item() == pytest.approx(torch.cat(errors).mean().item(), rel=1e-4)
+
     def test_layers_that_are_not_in_use_change_nothing(self, tokenizer, processor):
         torch.manual_seed(0)
         pupil, batch = Pupil(make_model(make_siglip(len(tokenizer)), tokenizer)), lessons(processor)[1]
@@ -158,7 +185,10 @@ class TestLessons:
             assert not torch.equal(pupil.logits(batch), few)
 
 
-PHASES = (Phase("short", 4, (1e-3, 1e-3), 2, 2, 2), Phase("long", 4, (1e-3, 1e-5), 2, 4, 3))
+PHASES = (
+    Phase("short", 4, (1e-3, 1e-3), 2, 2, 2, 4),
+    Phase("long", 4, (1e-3, 1e-5), 2, 16, 3, 4, 2, is_clocked=True, in_half=True),
+)
 
 
 class TestRun:
@@ -166,7 +196,6 @@ class TestRun:
     def often(self, monkeypatch):
         monkeypatch.setattr(train, "EVERY", 2)
         monkeypatch.setattr(train, "JUDGED", 4)
-        monkeypatch.setattr(train, "QUESTIONS", 4)
 
     def teach(self, folder, tokenizer, processor):
         torch.manual_seed(0)
@@ -196,6 +225,19 @@ class TestRun:
                 entry.pop("seconds", None)
         assert logs[0] == logs[1]
         assert [entry["step"] for entry in logs[0] if "validation" in entry] == [2, 4, 6, 8]
+
+    def test_products_are_in_half_precision_where_a_phase_says_so(self, tokenizer, processor, tmp_path, monkeypatch):
+        used, logits = [], Pupil.logits
+
+        def noted(pupil, batch):
+            found = logits(pupil, batch)
+            if torch.is_grad_enabled():
+                used.append(found.dtype)
+            return found
+
+        monkeypatch.setattr(Pupil, "logits", noted)
+        self.teach(tmp_path, tokenizer, processor)
+        assert used == [torch.float32] * 4 + [torch.bfloat16] * 4
 
     def test_the_rate_falls_along_half_a_cosine(self, tokenizer, processor, tmp_path, monkeypatch):
         rates = []

@@ -13,7 +13,7 @@ from adatp.world.captions import ANY, SIZES, covered, describe, fits, seen, voca
 from adatp.world.clips import FRAMES, SHORT, SIDE, Scene, Thing, World, make_clip
 from adatp.world.drawing import centre, draw, draw_scene
 from adatp.world.files import FPS, SCALE, write_mp4
-from adatp.world.questions import ANSWERS, KINDS, Asked, ask_all, choose, with_options
+from adatp.world.questions import ANSWERS, KINDS, Asked, ask_all, ask_orders, choose, with_options
 from adatp.world.things import (
     COLOURS,
     CORNERS,
@@ -211,7 +211,13 @@ def answer_of(world: World, text: str) -> str:
         return NUMBERS[len(meant(world, text)) - 1]
     if text.startswith("is "):
         one, other = re.fullmatch(r"is (.*) before or after (.*)\?", text).groups()
-        ((i, _),), ((j, _),) = meant(world, one), meant(world, other)
+        ((i, _),) = meant(world, one)
+        if other == "the middle":
+            number = [n for n, scene in enumerate(world.scenes) for _ in range(scene.frames)]
+            halves = {2 * frame >= len(number) for frame, n in enumerate(number) if n == i}
+            assert len(halves) == 1, "a scene in both halves is neither before nor after"
+            return "after" if halves.pop() else "before"
+        ((j, _),) = meant(world, other)
         return "before" if i < j else "after"
     ((i, thing),) = meant(world, text)
     if text.startswith("what is"):
@@ -233,6 +239,20 @@ class TestQuestions:
         for asked in asked_of(world, seed):
             assert asked.answer == answer_of(world, asked.text)
             assert asked.answer in ANSWERS[asked.kind]
+
+    @given(clips, st.integers(0, 1000))
+    @few
+    def test_more_of_before_and_after(self, world, seed):
+        asked = ask_orders(world, np.random.default_rng(seed), 9)
+        assert len(asked) <= 9
+        assert not asked or len(world.scenes) > 1
+        for one in asked:
+            assert one.kind == "order"
+            assert one.answer == answer_of(world, one.text)
+
+    def test_every_other_one_is_of_the_middle(self):
+        asked = ask_orders(make_clip("train", 0), np.random.default_rng(0), 8)
+        assert ["the middle" in one.text for one in asked] == [False, True] * 4
 
     def test_the_answer_is_not_in_the_question(self):
         for number in range(100):

@@ -17,7 +17,8 @@ from adatp.processor import TorchOnlyProcessor
 from adatp.world.clips import SIDE
 
 WIDTH = 128
-PATCH = 8  # pixels; 8 x 8 patches a frame, pooled to 4 x 4 tokens
+PATCH = 8  # pixels
+TOKENS = (SIDE // PATCH // 2) ** 2  # a frame's: 8 x 8 patches pooled to 4 x 4
 TOWER_LAYERS = 3  # of SigLIP's four: LLaVA ships the tower without the last one
 DECODER_LAYERS = 16  # the paper's schedule cuts before layers 2 to N - 12 = 4
 TEXT_LENGTH = 32  # tokens that the text tower reads

@@ -15,13 +15,15 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import AttentionInterface
 
+from adatp.small.architecture import TOKENS
 from adatp.small.pixels import to_pixels
-from adatp.world.clips import make_clip
+from adatp.world.clips import FRAMES, make_clip
 from adatp.world.drawing import draw
-from adatp.world.questions import KINDS, ask_all, choose
+from adatp.world.questions import KINDS, ask_all, ask_orders, choose
 from adatp.world.things import Split
 
 NO_TARGET = -100
+CLOCKED = 1  # the layer behind which visual tokens tell the time: the last that the paper's schedule leaves whole
 
 
 class Lessons(Dataset[dict[str, Tensor]]):
@@ -38,6 +40,7 @@ class Lessons(Dataset[dict[str, Tensor]]):
         clips: of a batch.
         frames: of a clip.
         questions: of a clip, at most.
+        orders: more questions of a clip with several scenes, all of them of what is before or after what.
         processor: writes the prompts.
     """
 
@@ -50,10 +53,11 @@ class Lessons(Dataset[dict[str, Tensor]]):
         clips: int,
         frames: int,
         questions: int,
+        orders: int,
         processor: Any,
     ) -> None:
         self._split, self._first, self._batches, self._clips = split, first, batches, clips
-        self._frames, self._questions = frames, questions
+        self._frames, self._questions, self._orders = frames, questions, orders
         self._tokenizer = processor.tokenizer
         turn = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "QUESTION"}]}]
         prompt = processor.apply_chat_template(turn, add_generation_prompt=True)
@@ -70,13 +74,13 @@ class Lessons(Dataset[dict[str, Tensor]]):
         width = max(len(row) for _, rows, _, _ in lessons for row in rows)
 
         def stack(rows: list[list[Tensor]], padding: int) -> Tensor:
-            full = torch.full((self._clips, self._questions, width), padding)
+            full = torch.full((self._clips, self._questions + self._orders, width), padding)
             for own, clip in zip(rows, full, strict=True):
                 padded = pad_sequence(own, batch_first=True, padding_value=padding)
                 clip[: padded.shape[0], : padded.shape[1]] = padded
             return full
 
-        kinds = torch.full((self._clips, self._questions), -1)
+        kinds = torch.full((self._clips, self._questions + self._orders), -1)
         for row, (_, _, _, own) in zip(kinds, lessons, strict=True):
             row[: len(own)] = torch.tensor(own)
         return {
@@ -90,6 +94,7 @@ class Lessons(Dataset[dict[str, Tensor]]):
     def _lesson(self, number: int) -> tuple[Tensor, list[Tensor], list[Tensor], list[int]]:
         world, rng = make_clip(self._split, number, self._frames), np.random.default_rng(number)
         asked = choose(ask_all(world, rng), self._questions, rng)
+        asked += ask_orders(world, rng, self._orders)
         tokens, target = [], []
         for question in asked:
             prompt = self._tokenizer.encode(self._before + question.prompt + self._after)
@@ -101,6 +106,9 @@ class Lessons(Dataset[dict[str, Tensor]]):
 
 class Pupil(nn.Module):
     """The Video LLM, and its loss on lessons.
+
+    A decoder that learns from answers alone finds what is in a frame, and not when: its visual tokens have to be asked.
+    A linear `clock`, used in training only, reads their frame's number behind the second layer.
 
     Args:
         model: a `LlavaOnevisionForConditionalGeneration`.
@@ -116,10 +124,18 @@ class Pupil(nn.Module):
                 # a deep and narrow stack learns from the start if its layers begin as the identity
                 layer.self_attn.o_proj.weight.zero_()
                 layer.mlp.down_proj.weight.zero_()
+        self.clock = nn.Linear(self.decoder.config.hidden_size, 1)
+        self._is_clocked = False
 
-    def use(self, depth: int) -> None:
-        """Run the first layers only; those behind them stay the identity that they began as."""
+    def use(self, depth: int, *, is_clocked: bool = False) -> None:
+        """Run the first layers only; those behind them stay the identity that they began as.
+
+        Args:
+            depth: how many.
+            is_clocked: whether visual tokens have to tell the time.
+        """
         self.decoder.config.num_hidden_layers = depth
+        self._is_clocked = is_clocked
 
     def visual(self, pixels: Tensor) -> Tensor:
         """`[B, n, 3, 64, 64]` to the visual tokens that the decoder reads, newline included, `[B, 16 n + 1, D]`."""
@@ -162,10 +178,20 @@ class Pupil(nn.Module):
         return answers
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Counter[str]]:
-        """Cross-entropy of the answers, and how many questions of each kind were asked and answered rightly."""
+        """Cross-entropy of the answers, and how many questions of each kind were asked and answered rightly.
+
+        Where visual tokens have to tell the time, the loss holds its squared error, in units of half a clip.
+        """
         wanted = batch["target"] != NO_TARGET
-        logits, target = self.logits(batch), batch["target"][wanted]
+        states: list[Tensor] = []
+        hook = self.decoder.layers[CLOCKED].register_forward_hook(lambda _, __, output: states.append(output))
+        try:
+            logits, target = self.logits(batch), batch["target"][wanted]
+        finally:
+            hook.remove()
         loss = cross_entropy(logits, target)
+        if self._is_clocked:
+            loss = loss + self._clock_loss(states[0], len(batch["head"]), batch["pixels"].shape[1])
         wrong = torch.zeros_like(batch["kind"], dtype=torch.bool)
         clip, question, _ = wanted.nonzero().T
         missed = logits.argmax(-1) != target
@@ -176,6 +202,13 @@ class Pupil(nn.Module):
                 counts[f"asked {KINDS[kind]}"] += 1
                 counts[f"right {KINDS[kind]}"] += not failed
         return loss, counts
+
+    def _clock_loss(self, states: Tensor, head: int, frames: int) -> Tensor:
+        visual = states[:, head : head + frames * TOKENS].unflatten(1, (frames, TOKENS))
+        visual = visual * visual.square().mean(-1, keepdim=True).rsqrt()  # as the next layer's norm has them
+        time = torch.arange(frames, device=states.device) * (2 / FRAMES) - 1
+        told: Tensor = self.clock(visual).squeeze(-1).float()
+        return (told - time[:, None]).square().mean()
 
 
 def _attend(

@@ -28,7 +28,6 @@ from adatp.world.clips import FRAMES
 from adatp.world.things import Split
 
 SEED = 0
-QUESTIONS = 16  # a clip
 JUDGED = 32  # validation clips at the end of a phase and every `EVERY` steps
 EVERY = 200
 WARM_UP = 100
@@ -42,6 +41,10 @@ class Phase(NamedTuple):
         steps: how many.
         rate: learning rate at its beginning and at its end, half a cosine between.
         clips, frames, depth: of a batch, of a clip, and decoder layers in use; 0 for the alignment.
+        questions: of a clip, at most.
+        orders: questions of before and after that it has besides.
+        is_clocked: whether visual tokens have to tell the time.
+        in_half: whether products are of bfloat16.
     """
 
     name: str
@@ -50,6 +53,10 @@ class Phase(NamedTuple):
     clips: int = 0
     frames: int = 0
     depth: int = 0
+    questions: int = 16
+    orders: int = 0
+    is_clocked: bool = False
+    in_half: bool = False
 
 
 ALIGN = (
@@ -59,8 +66,8 @@ ALIGN = (
 TEACH = (
     Phase("one scene", 1600, (2e-3, 2e-3), 16, 4, 6),
     Phase("some scenes", 1600, (2e-3, 2e-3), 8, 16, 6),
-    Phase("whole clips", 1600, (2e-3, 1e-3), 8, FRAMES, 6),
-    Phase("all layers", 500, (1e-3, 1e-5), 8, FRAMES, DECODER_LAYERS),
+    Phase("whole clips", 1600, (2e-3, 2e-3), 8, FRAMES, 6, 24, 12, is_clocked=True, in_half=True),
+    Phase("all layers", 500, (1.5e-3, 1e-5), 8, FRAMES, DECODER_LAYERS, 24, 12, is_clocked=True, in_half=True),
 )
 
 
@@ -102,14 +109,15 @@ class Run:
         for phase, batches in zip(phases, data, strict=True):
             rest = range(max(0, done - before), phase.steps)
             if phase.depth:
-                learner.use(phase.depth)
+                learner.use(phase.depth, is_clocked=phase.is_clocked)
             for step, batch in zip(rest, _loaded(batches, rest), strict=True):
                 for group in optimizer.param_groups:
                     begin, end = phase.rate
                     rate = end + (begin - end) * (1 + math.cos(math.pi * step / phase.steps)) / 2
                     group["lr"] = rate * min(1.0, (before + step + 1) / WARM_UP)
                 learner.train()
-                loss, counts = learner.loss(self.put(batch))
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=phase.in_half):
+                    loss, counts = learner.loss(self.put(batch))
                 optimizer.zero_grad()
                 loss.backward()
                 nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -218,7 +226,8 @@ def _lessons(split: Split, first: int, batches: int, phase: Phase, processor: An
         batches=batches,
         clips=phase.clips,
         frames=phase.frames,
-        questions=QUESTIONS,
+        questions=phase.questions,
+        orders=phase.orders if split == "train" else 0,
         processor=processor,
     )
 

@@ -98,6 +98,16 @@ def ask_all(world: World, rng: np.random.Generator) -> list[Asked]:
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
+def ask_orders(world: World, rng: np.random.Generator, wanted: int) -> list[Asked]:
+    """That many questions of before and after, some perhaps twice; fewer where the clip does not allow them.
+
+    Every other one is of one thing and the middle of the clip, which is easier than two things.
+    """
+    pairs = [asked for _ in range(wanted) for asked in _order(world, rng)]
+    halves = [asked for _ in range(wanted) for asked in _half(world, rng)]
+    return [asked for both in zip(pairs, halves, strict=False) for asked in both][:wanted]
+
+
 def with_options(asked: Asked, world: World, rng: np.random.Generator) -> Asked:
     """The same with options: the answer among three others (one, of before and after), such as occur in the clip."""
     others = [answer for answer in ANSWERS[asked.kind] if answer != asked.answer]
@@ -190,6 +200,18 @@ def _order(world: World, rng: np.random.Generator) -> Iterator[Asked]:
             text = f"is {first} before or after {second}?"
             answer = "before" if i < j else "after"
             yield _asked(world, "order", text, answer, [first, second], [(i, one), (j, other)])
+
+
+def _half(world: World, rng: np.random.Generator) -> Iterator[Asked]:
+    """In which half of the clip is one of its things, where its scene is all in one."""
+    frames = sum(scene.frames for scene in world.scenes)
+    number, thing = world.things[int(rng.integers(0, len(world.things)))]
+    begin = sum(scene.frames for scene in world.scenes[:number])
+    is_before, is_after = 2 * (begin + world.scenes[number].frames) <= frames, 2 * begin >= frames
+    reference = refer(world, number, thing, rng, "ncp")
+    if reference is not None and (is_before or is_after):
+        text = f"is {reference} before or after the middle?"
+        yield _asked(world, "order", text, "before" if is_before else "after", [reference], [(number, thing)])
 
 
 def _asked(
