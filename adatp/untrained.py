@@ -48,7 +48,7 @@ def load_untrained(
         image_size: side of a frame, pixels; patches are 14 pixels, pooled 2 x 2.
         attention: Hugging Face's `attn_implementation`.
     """
-    tokenizer = _tokenizer("left")
+    tokenizer = byte_tokenizer("left")
     vision = SiglipVisionConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -92,11 +92,11 @@ def load_untrained(
     printable |= {tokenizer.convert_tokens_to_ids("Ġ"), decoder.eos_token_id}
     model.generation_config.suppress_tokens = [i for i in range(len(tokenizer)) if i not in printable]
     take_tower(model, siglip)
-    relevance = Relevance(siglip, _tokenizer("right"), _TOWER_LAYERS).eval()
+    relevance = Relevance(siglip, byte_tokenizer("right"), _TOWER_LAYERS).eval()
     return Untrained(model, onevision_processor(image_size, vision.patch_size, tokenizer), relevance)
 
 
-def _tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
+def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
     """A token a byte, and Qwen2's special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}

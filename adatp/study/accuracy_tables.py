@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from adatp.study.comparison_tables import print_machine, print_whole
+from adatp.study.comparison_tables import print_machine
+from adatp.study.tabulate import Rows, markdown_tables, print_tables
 from adatp.tables import print_notes
 
 TITLES = {
@@ -18,7 +17,6 @@ TITLES = {
     "4c": "Tab. 4, gamma_cap",
     "4d": "Tab. 4, tau_s",
 }
-Rows = list[list[str]]
 
 
 def print_study(study: dict[str, Any], notes: Sequence[str]) -> None:
@@ -30,25 +28,14 @@ def print_study(study: dict[str, Any], notes: Sequence[str]) -> None:
         f"[bold]questions[/] {study['questions']} about {study['clips']} held-out clips of {study['frames']} frames; "
         f"{study['seconds']:.0f} s"
     )
-    for title, rows in _all(study):
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-        table.add_column(rows[0][0], no_wrap=True)
-        for name in rows[0][1:]:
-            table.add_column(name, justify="right", no_wrap=True)
-        for row in rows[1:]:
-            table.add_row(*row)
-        print_whole(table)
+    print_tables(_all(study))
     for line in caption(study):
         out.print(line)
 
 
 def markdown(study: dict[str, Any]) -> str:
     """All tables in Markdown."""
-    parts = []
-    for title, (head, *rows) in _all(study):
-        lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-        parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
-    return "\n\n".join([*parts, " ".join(caption(study))]) + "\n"
+    return f"{markdown_tables(_all(study))}\n\n{' '.join(caption(study))}\n"
 
 
 def caption(study: dict[str, Any]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Time to first token, end to end: `python -m e2e`."""

@@ -1,0 +1,53 @@
+"""Decoding on what a prefill has left: tokens a second, and the bytes of the cache."""
+
+import copy
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+
+import adatp
+from adatp.methods import Method
+from adatp.run import Loaded
+from adatp.stopwatch import now
+
+
+@torch.inference_mode()
+def decode(
+    loaded: Loaded, inputs: Mapping[str, Any], method: Method | None, batches: Sequence[int], steps: int
+) -> dict[str, Any]:
+    """Prefill once, then decode copies of it side by side.
+
+    Args:
+        loaded: the model.
+        inputs: of one prompt.
+        method: to prune with; None for none.
+        batches: how many copies at a time.
+        steps: tokens timed of each.
+
+    Returns:
+        `cache_bytes` of one sequence, and `tokens_per_second` by batch.
+    """
+    applied = (
+        nullcontext()
+        if method is None
+        else adatp.apply(loaded.model, loaded.processor, method, relevance=loaded.relevance)
+    )
+    with applied:
+        cache = loaded.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
+        rates = {}
+        for batch in batches:
+            own = copy.deepcopy(cache)
+            own.batch_repeat_interleave(batch)
+            token = torch.zeros(batch, 1, dtype=torch.int64, device=loaded.model.device)
+            loaded.model(input_ids=token, past_key_values=own)  # warms up
+            begin = now()
+            for _ in range(steps):
+                loaded.model(input_ids=token, past_key_values=own)
+            rates[str(batch)] = batch * steps / (now() - begin)
+            del own
+    return {
+        "cache_bytes": sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers),
+        "tokens_per_second": rates,
+    }

@@ -1,0 +1,58 @@
+"""What was aimed at, as ratios within one run, and whether it was reached."""
+
+from statistics import median
+from typing import Any
+
+from e2e.tables import of_ideal, overhead
+
+SMALLEST = 8  # frames, from which on nothing may be slower than unpruned
+LONG_OVER_SHORT = 1.25  # time a token of the longest video over that at 32 frames: still linear
+
+
+def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every goal that the run decides: `goal`, what was `measured`, and whether it is `met`."""
+    found = []
+    for model in result["models"]:
+        found += _of_model(model, on_gpu=result["machine"]["device"] != "cpu")
+    slowest = max(result["vary"], key=lambda case: median(case["pruned"]) / median(case["unpruned"]))
+    ratio = median(slowest["pruned"]) / median(slowest["unpruned"])
+    sizes = f"{slowest['frames']} frames, {slowest['text_tokens']} text tokens, batch {slowest['batch']}"
+    assert all(case["frames"] >= SMALLEST for case in result["vary"])
+    found.append(_goal(f"never slower than unpruned from {SMALLEST} frames up", f"{ratio:.3f} at {sizes}", ratio <= 1))
+    short, long = (sum(cut[p] for p in ("scoring", "selection", "compaction")) / cut["visual_tokens"]
+                   for cut in (result["cuts"][0], result["cuts"][-1]))  # fmt: skip
+    found.append(
+        _goal(
+            "a cut's cost grows linearly in tokens",
+            f"{long / short:.2f}x a token at {result['cuts'][-1]['frames']} frames",
+            long <= LONG_OVER_SHORT * short,
+        )
+    )
+    return found
+
+
+def _of_model(model: dict[str, Any], *, on_gpu: bool) -> list[dict[str, Any]]:
+    rows = {row["name"]: row for row in model["rows"]}
+    small, name = "0.5b" in model["name"], model["name"]
+    unpruned, pruned = rows["unpruned"], rows["AdaTP p=1"]
+    speed, cost = ((0.85, 0.08) if small else (0.95, 0.02)) if on_gpu else (0.95, 0.03)
+    share, reached = overhead(model["parts"]), of_ideal(pruned)
+    together = sum(share.values())
+    found = [
+        _goal(f"{name}: speed-up at p = 1 at least {speed:.2f} of the ideal", f"{reached:.3f}", reached >= speed),
+        _goal(
+            f"{name}: pruning at most {cost:.0%} of the pruned prefill",
+            f"{together:.1%}, of which relevance {share['relevance']:.1%}",
+            together <= cost,
+        ),
+    ]
+    if "FastV, eager" in rows:
+        ratio = median(pruned["seconds"]) / median(rows["FastV, eager"]["seconds"])
+        found.append(_goal(f"{name}: faster than FastV's eager form", f"{ratio:.3f} of its time", ratio < 1))
+    memory = pruned["peak_bytes"] / unpruned["peak_bytes"]
+    found.append(_goal(f"{name}: peak memory at p = 1 at most 60 %", f"{memory:.0%}", memory <= 0.6))
+    return found
+
+
+def _goal(goal: str, measured: str, met: bool) -> dict[str, Any]:
+    return {"goal": goal, "measured": measured, "met": bool(met)}

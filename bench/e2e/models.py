@@ -1,0 +1,172 @@
+"""Published models with random weights, and prompts for them.
+
+Time depends on shapes alone, but for what deduplication finds: random features are alike in no two frames, so every
+frame is a segment, nothing is deduplicated, and what is kept is the schedule's, the most there can be.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LlavaOnevisionForConditionalGeneration,
+    Qwen2Config,
+    SiglipConfig,
+    SiglipModel,
+    SiglipTextConfig,
+    SiglipVisionConfig,
+)
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from adatp.assemble import onevision_config, onevision_processor, take_tower
+from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration
+from adatp.relevance import Relevance
+from adatp.run import Loaded
+from adatp.shapes import MODEL_SHAPES, ModelShape
+from adatp.untrained import byte_tokenizer
+
+SIDE, PATCH = 384, 14
+SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16}  # so400m-patch14-384
+TOWER_LAYERS, TEXT_LAYERS = 26, 27  # of the published ones
+VOCABULARY = 151936  # Qwen2's
+
+
+@dataclass(frozen=True)
+class Build:
+    """A published model as it is built here.
+
+    Attributes:
+        name: of the published one, in `MODEL_SHAPES`.
+        layers: of the decoder.
+        tower_layers: of the vision tower.
+        text_layers: of SigLIP's text tower.
+    """
+
+    name: str
+    layers: int
+    tower_layers: int = TOWER_LAYERS
+    text_layers: int = TEXT_LAYERS
+
+    @property
+    def shape(self) -> ModelShape:
+        """The shape, with the layers that there are."""
+        shape = MODEL_SHAPES[self.name]
+        return replace(shape, text_config={**shape.text_config, "num_hidden_layers": self.layers})
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the decoder has the published one's layers."""
+        return self.layers == MODEL_SHAPES[self.name].layers
+
+    @property
+    def missing_tower_layers(self) -> int:
+        """Layers of the published vision tower that this one is without."""
+        return TOWER_LAYERS - self.tower_layers
+
+    def __str__(self) -> str:
+        whole = MODEL_SHAPES[self.name].layers
+        return self.name if self.is_whole else f"{self.name}, {self.layers} of {whole} layers"
+
+
+@torch.no_grad()
+def make(build: Build, device: torch.device, dtype: torch.dtype) -> Loaded:
+    """The model with its aligned SigLIP; weights are random."""
+    tokenizer, shape = byte_tokenizer("left"), build.shape
+    vision = SiglipVisionConfig(**SIGLIP, num_hidden_layers=build.tower_layers + 1, image_size=SIDE, patch_size=PATCH)
+    text = SiglipTextConfig(
+        **SIGLIP,
+        num_hidden_layers=build.text_layers,
+        vocab_size=32000,
+        max_position_embeddings=64,
+        projection_size=SIGLIP["hidden_size"],
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    decoder = Qwen2Config(
+        **shape.text_config,
+        vocab_size=VOCABULARY,
+        tie_word_embeddings=build.name == "onevision-0.5b",
+        max_position_embeddings=1 << 20,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    config: Any = onevision_config(vision, build.tower_layers, decoder, tokenizer)
+    kind: Any = LlavaOnevisionForConditionalGeneration
+    if shape.grid[0] != shape.grid[1]:  # newlines end its rows
+        names = ("vision_config", "text_config", "image_token_index", "video_token_index", "image_grid_pinpoints")
+        config = LlavaVideoConfig(**{name: getattr(config, name) for name in names}, spatial_pool_mode="average")
+        kind = LlavaVideoForConditionalGeneration
+    torch.manual_seed(0)
+    with torch.device(device):
+        siglip = SiglipModel._from_config(
+            SiglipConfig(text_config=text, vision_config=vision), attn_implementation="sdpa", dtype=dtype
+        ).eval()
+        model = kind._from_config(config, attn_implementation="sdpa", dtype=dtype).eval()
+    take_tower(model, siglip)
+    relevance = Relevance(siglip, byte_tokenizer("right"), build.tower_layers).eval()
+    return Loaded(str(build), model, onevision_processor(SIDE, PATCH, tokenizer), relevance)
+
+
+def prompt(loaded: Loaded, frames: int, text_tokens: int, tokens_per_frame: int, seed: int = 0) -> dict[str, Tensor]:
+    """A prompt with one video, `text_tokens` of it beside the visual ones.
+
+    Args:
+        loaded: the model.
+        frames: of the video.
+        text_tokens: 16 or more; a newline behind the video is one of them where the model has it.
+        tokens_per_frame: visual tokens of a frame.
+        seed: of its pixels, which only the tower reads: see `given_states`.
+    """
+    tokenizer, config = loaded.processor.tokenizer, loaded.model.config
+    newline = config.model_type == "llava_onevision"
+    before = tokenizer.encode("<|im_start|>user ")
+    ending = tokenizer.encode("<|im_end|><|im_start|>")
+    asked = text_tokens - len(before) - len(ending) - newline
+    if asked < 1:
+        raise ValueError(f"text_tokens must be at least {text_tokens - asked + 1}, got {text_tokens}")
+    question = tokenizer.encode("Which animal runs across the street? " * (asked // 32 + 1))[:asked]
+    video = [config.video_token_id] * (frames * tokens_per_frame + newline)
+    ids = torch.tensor([[*before, *video, *question, *ending]], device=loaded.model.device)
+    pixels = torch.zeros(1, frames, 3, SIDE, SIDE, dtype=loaded.model.dtype, device=loaded.model.device)
+    return {"input_ids": ids, "pixel_values_videos": pixels}
+
+
+class _Given(nn.Module):
+    """A vision tower that has run: its states are given."""
+
+    def __init__(self, tower: Any) -> None:
+        super().__init__()
+        self.config = tower.config
+        self.encoder = tower.encoder  # whose weights methods read
+        self.states: Tensor = torch.empty(0)
+
+    def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
+        states = self.states[: len(pixel_values)]
+        return BaseModelOutputWithPooling(
+            last_hidden_state=states, hidden_states=(states,) * (self.config.num_hidden_layers + 1)
+        )
+
+
+@contextmanager
+def given_states(loaded: Loaded, frames: int, seed: int = 0) -> Iterator[None]:
+    """The vision tower puts out random states of that many frames at once, and does not run.
+
+    So many prefills of one video are measured without the tower, which is the same for all of them.
+    """
+    body, make = loaded.model.model, torch.Generator().manual_seed(seed)
+    tower = body.vision_tower
+    given = _Given(tower)
+    width = SIGLIP["hidden_size"]
+    states = torch.randn(frames, (SIDE // PATCH) ** 2, width, generator=make)
+    states += 2 * torch.randn(frames, 1, width, generator=make)  # what is left of a frame when its patches are pooled
+    given.states = states.to(loaded.model.device, loaded.model.dtype)
+    body.vision_tower = given
+    try:
+        yield
+    finally:
+        body.vision_tower = tower

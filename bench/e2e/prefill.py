@@ -1,0 +1,177 @@
+"""The language model's prefill by every method, in turn, from the tower's features on."""
+
+import ctypes
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from memory import peak, start
+
+from adatp.flops import Flops
+from adatp.methods import METHODS, AdaTP, FastV, Method
+from adatp.models import family_of
+from adatp.run import Loaded
+from adatp.study.measure import prefill
+from adatp_kernels.dispatch import Impl
+from e2e.fastv_eager import fastv_eager
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to run the prefill.
+
+    Attributes:
+        name: in the tables.
+        method: with its settings; None for the plain model.
+        like: another contender, before this one, whose FLOPs it is turned to.
+        impl: implementation of the three operations.
+        is_eager: whether it is FastV as its authors run it, rather than on this engine.
+    """
+
+    name: str
+    method: Method | None
+    like: str | None = None
+    impl: Impl = "auto"
+    is_eager: bool = False
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a contender took.
+
+    Attributes:
+        name: the contender's.
+        settings: of its method.
+        kept: visual tokens at every layer's input.
+        ratio: FLOPs over the unpruned ones, of the linear layers as the paper counts.
+        ratio_causal: the same with attention, half of its matrix as a causal one needs.
+        seconds: of each round.
+        to_unpruned: the same over the unpruned prefill of the round.
+        peak_bytes: the most in use above what was before.
+        refused: why it cannot cost what it should; then the rest is empty.
+    """
+
+    name: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    kept: list[int] = field(default_factory=list)
+    ratio: float = 1.0
+    ratio_causal: float = 1.0
+    seconds: list[float] = field(default_factory=list)
+    to_unpruned: list[float] = field(default_factory=list)
+    peak_bytes: int = 0
+    refused: str = ""
+
+
+def contenders(adatp: AdaTP, *, others: Sequence[str], is_triton: bool) -> list[Contender]:
+    """Unpruned, AdaTP at three settings, and other methods at what it costs at p = 1.
+
+    Args:
+        adatp: at p = 1, with the schedule that fits the model's layers.
+        others: names of methods; "fastv" runs twice, as its authors run it and on this engine.
+        is_triton: whether the kernels run, so that the reference is another contender.
+    """
+    own = [Contender(f"AdaTP p={p:g}", adatp.with_knob(p)) for p in (2.0, 1.5, 1.0)]
+    like = own[-1].name
+    found = [Contender("unpruned", None), *own]
+    if is_triton:
+        found.append(Contender(f"{like}, reference", adatp, impl="reference"))
+    for name in others:
+        method = FastV(layer=adatp.first) if name == "fastv" else METHODS[name]()
+        found.append(Contender(type(method).__name__, method, like))
+        if name == "fastv":
+            found.append(Contender("FastV, eager", method, like, is_eager=True))
+    return found
+
+
+def race(
+    loaded: Loaded,
+    inputs: Mapping[str, Any],
+    entered: Sequence[Contender],
+    *,
+    rounds: int,
+    tell: Callable[[str], None],
+) -> list[Timed]:
+    """Run all contenders in rounds of one prefill each; none is measured before it is warm.
+
+    Args:
+        loaded: the model, its tower given.
+        inputs: of the prompts.
+        entered: the unpruned one first.
+        rounds: how many.
+        tell: called with the name of each step as it begins.
+    """
+    methods, refused = _settled(loaded, inputs, entered)
+    running = [one for one in entered if one.name in methods]
+    reports: dict[Method | None, Any] = {}
+    seconds: dict[str, list[float]] = {one.name: [] for one in running}
+    peaks: dict[str, int] = {}
+    device = loaded.model.device.type
+    for turn in range(1, rounds + 1):
+        for one in running:
+            tell(f"{loaded.name}: round {turn} of {rounds}, {one.name}")
+            _give_back()
+            method, before = methods[one.name], start(device)
+            if one.is_eager:
+                seconds[one.name].append(fastv_eager(loaded, inputs, method)[0])
+            else:
+                measured = prefill(loaded, inputs, method, impl=one.impl)
+                seconds[one.name].append(measured.seconds)
+                reports[method] = measured.report
+            peaks[one.name] = max(peaks.get(one.name, 0), peak(device) - before)
+    whole = seconds[entered[0].name]
+
+    def timed(one: Contender) -> Timed:
+        if one.name in refused:
+            return Timed(one.name, refused=refused[one.name])
+        own = {
+            "seconds": seconds[one.name],
+            "to_unpruned": [mine / other for mine, other in zip(seconds[one.name], whole, strict=True)],
+            "peak_bytes": peaks[one.name],
+        }
+        report = reports[methods[one.name]]  # FastV leaves the same in both forms
+        if report is None:
+            return Timed(one.name, **own)
+        (sample, *_), flops = report.samples, report.flops
+        return Timed(one.name, sample.method.settings(), list(sample.kept), flops.ratio, causal(flops), **own)
+
+    return [timed(one) for one in entered]
+
+
+def _settled(
+    loaded: Loaded, inputs: Mapping[str, Any], entered: Sequence[Contender]
+) -> tuple[dict[str, Method | None], dict[str, str]]:
+    """Each contender's method at the cost that it should have, or why it cannot cost that.
+
+    Nothing is deduplicated here, so settings alone decide.
+    """
+    family = family_of(loaded.model)
+    ids, layers = inputs["input_ids"][0].cpu(), len(family.decoder.layers)
+    layout = family.layout(ids)
+    assert layout is not None
+    other = len(ids) - layout.visual_tokens
+    methods: dict[str, Method | None] = {}
+    refused = {}
+    for one in entered:
+        method = one.method
+        try:
+            if method is not None and one.like is not None:
+                like = methods[one.like]
+                assert like is not None
+                method = method.at_flops(like.cost(layout, layers, other), layout, layers, other)
+        except ValueError as error:
+            refused[one.name] = str(error)
+        else:
+            methods[one.name] = method
+    return methods, refused
+
+
+def _give_back() -> None:
+    """Memory that the C library keeps for later, so that the next one's peak counts it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
+def causal(flops: Flops) -> float:
+    """FLOPs over the unpruned ones where half of the attention's matrix is computed."""
+    return (flops.linear + flops.attention / 2) / (flops.linear_full + flops.attention_full / 2)

@@ -1,0 +1,114 @@
+"""How time grows: with frames, prompts, batches, and requests that come together."""
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from inputs import Case, compact_inputs, score_inputs, select_inputs
+
+import adatp
+from adatp.methods import AdaTP, Method
+from adatp.run import Loaded
+from adatp.stopwatch import now
+from adatp_kernels.compact import compact
+from adatp_kernels.score import score
+from adatp_kernels.select import select
+from e2e.models import Build, given_states, prompt
+from e2e.prefill import Contender, race
+
+
+def vary(
+    loaded: Loaded,
+    build: Build,
+    method: AdaTP,
+    cases: Sequence[dict[str, int]],
+    *,
+    rounds: int,
+    tell: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """The prefill at other sizes, unpruned and pruned.
+
+    Args:
+        loaded: the model.
+        build: how it was built.
+        method: to prune with.
+        cases: each with `frames`, `text_tokens` and `batch`.
+        rounds: of each.
+        tell: called with the name of each step as it begins.
+    """
+    found = []
+    for case in cases:
+        inputs = prompt(loaded, case["frames"], case["text_tokens"], build.shape.tokens_per_frame)
+        inputs = {name: value.repeat(case["batch"], *[1] * (value.ndim - 1)) for name, value in inputs.items()}
+        named = ", ".join(f"{value} {name.replace('_', ' ')}" for name, value in case.items())
+        with given_states(loaded, case["frames"] * case["batch"]):
+            unpruned, pruned = race(
+                loaded,
+                inputs,
+                [Contender("unpruned", None), Contender("AdaTP", method)],
+                rounds=rounds,
+                tell=lambda step, named=named: tell(f"{step}, {named}"),
+            )
+        found.append({**case, "unpruned": unpruned.seconds, "pruned": pruned.seconds, "ratio": pruned.ratio})
+    return found
+
+
+def cut(model: str, frames: int) -> dict[str, Any]:
+    """Seconds of the three operations of a first cut, at random tensors of a model's shape, the second time."""
+    case = Case(model, frames)
+    s = score_inputs(case)
+    x, c = select_inputs(case), compact_inputs(case)
+    operations: dict[str, Callable[[], Any]] = {
+        "scoring": lambda: score(s.query, s.key, s.rows, s.columns, scale=s.scale),
+        "selection": lambda: select(x.score, x.segment, x.position, x.quota, positions=x.positions),
+        "compaction": lambda: compact(c.keep, c.counts, c.tensors),
+    }
+    took = {}
+    for name, run in operations.items():
+        run()
+        begin = now()
+        run()
+        took[name] = now() - begin
+    return {"frames": frames, "visual_tokens": case.visual, **took}
+
+
+@torch.inference_mode()
+def concurrent(loaded: Loaded, build: Build, method: Method | None, videos: Sequence[int]) -> dict[str, Any]:
+    """Requests that come together, each in a thread, each with a video of its own length.
+
+    Args:
+        loaded: the model.
+        build: how it was built.
+        method: to prune with; None for none.
+        videos: frames of each request's.
+
+    Returns:
+        Seconds from the common start to each one's first token.
+    """
+    shape, text = build.shape, build.shape.text_tokens
+    prompts = [prompt(loaded, frames, text, shape.tokens_per_frame) for frames in videos]
+    took = [0.0] * len(videos)
+    ready = threading.Barrier(len(videos) + 1)
+
+    def request(i: int) -> None:
+        with torch.inference_mode():
+            ready.wait()
+            loaded.model(**prompts[i], logits_to_keep=1)
+            took[i] = now() - begin
+
+    applied = (
+        nullcontext()
+        if method is None
+        else adatp.apply(loaded.model, loaded.processor, method, relevance=loaded.relevance)
+    )
+    with given_states(loaded, max(videos)), applied:
+        threads = [threading.Thread(target=request, args=(i,)) for i in range(len(videos))]
+        for thread in threads:
+            thread.start()
+        begin = now()
+        ready.wait()
+        for thread in threads:
+            thread.join()
+    return {"frames": list(videos), "seconds": took}

@@ -1,0 +1,139 @@
+"""What a run found, as tables, on a terminal and in Markdown alike."""
+
+from statistics import median
+from typing import Any
+
+from adatp.study.comparison import quartiles
+from adatp.study.tabulate import Rows
+
+Result = dict[str, Any]
+
+
+def tables(result: Result) -> list[tuple[str, Rows]]:
+    """Every table of a result file with its title."""
+    made = []
+    for model in result["models"]:
+        where = f"{model['name']}, {model['frames']} frames, {model['visual_tokens']} visual tokens"
+        made.append((f"Prefill of the language model: {where}", _race(model["rows"])))
+        made.append((f"Where a prefill at p = 1 goes: {where}", _parts(model["parts"])))
+    first = result["models"][0]["name"]
+    made.append((f"To the first token, at p = 1: {first}, {result['stages']['frames']} frames", _stages(result)))
+    made.append((f"Decoding: {first}", _decode(result["decode"])))
+    made.append((f"Other sizes: {first}", _vary(result["vary"])))
+    made.append((f"One cut of longer videos, reference shapes of {result['cuts_model']}", _cuts(result["cuts"])))
+    made.append((f"Requests that come together: {first}", _together(result["together"])))
+    made.append(("Goals", _goals(result)))
+    return made
+
+
+def _race(rows: list[Result]) -> Rows:
+    whole = rows[0]
+    made = [
+        ["", "FLOPs", "with attention", "median", "quartiles", "of unpruned", "of the ideal speed-up", "peak memory"]
+    ]
+    for row in rows:
+        if row["refused"]:
+            made.append([row["name"], "cannot cost as much", *[""] * 6])
+            continue
+        low, middle, high = quartiles(row["seconds"])
+        made.append(
+            [
+                row["name"],
+                _percent(row["ratio"]),
+                _percent(row["ratio_causal"]),
+                _seconds(middle),
+                f"{_seconds(low)} - {_seconds(high)}",
+                f"{median(row['to_unpruned']):.3f}",
+                _percent(of_ideal(row)),
+                f"{row['peak_bytes'] / 1e6:.0f} MB, {row['peak_bytes'] / whole['peak_bytes']:.2f}x",
+            ]
+        )
+    return made
+
+
+def of_ideal(row: Result) -> float:
+    """Speed-up over what FLOPs promise, attention's half matrix among them."""
+    return row["ratio_causal"] / median(row["to_unpruned"])
+
+
+def overhead(parts: Result) -> dict[str, float]:
+    """What pruning takes of a pruned prefill, by part."""
+    return {name: seconds / parts["total"] for name, seconds in parts["pruning"].items()}
+
+
+def _parts(parts: Result) -> Rows:
+    shares = overhead(parts)
+    layers = sum(parts["layers"])
+    return [
+        ["", "time", "share"],
+        ["decoder layers", _seconds(layers), _percent(layers / parts["total"])],
+        *([name, _seconds(parts["pruning"][name]), _percent(share)] for name, share in shares.items()),
+        ["pruning, together", _seconds(sum(parts["pruning"].values())), _percent(sum(shares.values()))],
+    ]
+
+
+def _stages(result: Result) -> Rows:
+    seconds, total = result["stages"]["seconds"], sum(result["stages"]["seconds"].values())
+    made = [["", "time", "share"]]
+    made += [[name, _seconds(own), _percent(own / total)] for name, own in seconds.items()]
+    return [*made, ["together", _seconds(total), _percent(1)]]
+
+
+def _decode(decode: Result) -> Rows:
+    batches = list(decode["unpruned"]["tokens_per_second"])
+    made = [["", "KV cache", *(f"tokens/s, batch {batch}" for batch in batches)]]
+    for name, row in decode.items():
+        rates = [f"{row['tokens_per_second'][batch]:.3g}" for batch in batches]
+        made.append([name, f"{row['cache_bytes'] / 1e6:.1f} MB", *rates])
+    return made
+
+
+def _vary(cases: list[Result]) -> Rows:
+    made = [["frames", "text tokens", "batch", "unpruned", "AdaTP p=1", "of unpruned", "FLOPs"]]
+    for case in cases:
+        whole, pruned = median(case["unpruned"]), median(case["pruned"])
+        made.append(
+            [str(case[name]) for name in ("frames", "text_tokens", "batch")]
+            + [_seconds(whole), _seconds(pruned), f"{pruned / whole:.3f}", _percent(case["ratio"])]
+        )
+    return made
+
+
+def _cuts(cuts: list[Result]) -> Rows:
+    parts = ("scoring", "selection", "compaction")
+    made = [["frames", "visual tokens", *parts, "together, a token"]]
+    for cut in cuts:
+        together = sum(cut[part] for part in parts) / cut["visual_tokens"]
+        made.append(
+            [
+                str(cut["frames"]),
+                f"{cut['visual_tokens']:,}",
+                *(_seconds(cut[part]) for part in parts),
+                _seconds(together),
+            ]
+        )
+    return made
+
+
+def _together(together: Result) -> Rows:
+    made = [["", "videos, frames", "median first token", "last first token"]]
+    for name, row in together.items():
+        frames = ", ".join(map(str, row["frames"]))
+        made.append([name, frames, _seconds(median(row["seconds"])), _seconds(max(row["seconds"]))])
+    return made
+
+
+def _goals(result: Result) -> Rows:
+    made = [["goal", "measured", ""]]
+    for goal in result["goals"]:
+        made.append([goal["goal"], goal["measured"], "met" if goal["met"] else "missed"])
+    return made
+
+
+def _seconds(value: float) -> str:
+    unit, size = next(((u, s) for u, s in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)) if value >= s), ("ns", 1e-9))
+    return f"{value / size:.3g} {unit}"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}"

@@ -1,0 +1,276 @@
+"""The end-to-end benchmark measures what it says, and judges by what it has measured."""
+
+import copy
+import json
+from dataclasses import replace
+
+import e2e.__main__ as command
+import e2e.models
+import pytest
+import torch
+from e2e.decode import decode
+from e2e.fastv_eager import fastv_eager
+from e2e.goals import goals
+from e2e.models import Build, given_states, make, prompt
+from e2e.parts import PARTS, parts
+from e2e.picture import draw_speed
+from e2e.prefill import contenders, race
+from e2e.scale import concurrent, cut, vary
+from e2e.stages import stages
+from e2e.tables import of_ideal, tables
+
+from adatp.methods import AdaTP, FastV
+from adatp.shapes import MODEL_SHAPES
+from adatp.study.measure import prefill
+
+LAYERS, FRAMES, TEXT = 16, 12, 40
+
+
+@pytest.fixture(scope="module")
+def narrow():
+    """The published shapes with all their tokens and next to no width."""
+    thin = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(e2e.models, "SIGLIP", {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2})
+        patch.setattr(e2e.models, "VOCABULARY", 512)
+        for name, shape in MODEL_SHAPES.items():
+            patch.setitem(MODEL_SHAPES, name, replace(shape, text_config={**shape.text_config, **thin}))
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(narrow):
+    build = Build("onevision-0.5b", LAYERS, tower_layers=1, text_layers=1)
+    return build, make(build, torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture
+def loaded(built):
+    return built[1]
+
+
+@pytest.fixture
+def inputs(loaded):
+    with given_states(loaded, FRAMES):
+        yield prompt(loaded, FRAMES, TEXT, 196)
+
+
+@pytest.mark.parametrize(("name", "newline"), [("onevision-7b", 1), ("llava-video-7b", 0)])
+def test_a_model_has_the_published_tokens(narrow, name, newline):
+    build = Build(name, 3, tower_layers=1, text_layers=1)
+    model = make(build, torch.device("cpu"), torch.float32)
+    shape = MODEL_SHAPES[name]
+    with given_states(model, 2):
+        given = prompt(model, 2, TEXT, shape.tokens_per_frame)
+        assert given["input_ids"].shape[1] == 2 * shape.tokens_per_frame + TEXT
+        report = prefill(model, given, AdaTP(first=1, last=1)).report
+    assert report.samples[0].kept[0] == 2 * shape.tokens_per_frame
+    assert report.samples[0].similarity is not None
+    assert str(build) == f"{name}, 3 of 28 layers"
+
+
+def test_a_prompt_too_short_is_refused(loaded):
+    with pytest.raises(ValueError, match=r"text_tokens must be at least \d+, got 2"):
+        prompt(loaded, 1, 2, 196)
+
+
+def test_given_states_stand_for_the_tower(loaded, monkeypatch):
+    tower = loaded.model.model.vision_tower
+    monkeypatch.setattr(type(tower), "forward", lambda *_, **__: pytest.fail("the tower ran"))
+    with given_states(loaded, 2):
+        prefill(loaded, prompt(loaded, 2, TEXT, 196))
+    assert loaded.model.model.vision_tower is tower
+
+
+def test_eager_fastv_is_fastv(loaded, inputs):
+    method = FastV(keep=0.3)
+    seconds, logits = fastv_eager(loaded, inputs, method)
+    assert seconds > 0
+    torch.testing.assert_close(logits, prefill(loaded, inputs, method).logits, atol=1e-4, rtol=1e-4)
+    assert loaded.model.model.language_model.config._attn_implementation == "sdpa"
+    assert "forward" not in vars(loaded.model.model.language_model)
+
+
+@pytest.fixture(scope="module")
+def ran(built):
+    _, loaded = built
+    entered = contenders(AdaTP(), others=("fastv", "dycoke"), is_triton=True)
+    told = []
+    with given_states(loaded, FRAMES):
+        rows = race(loaded, prompt(loaded, FRAMES, TEXT, 196), entered, rounds=2, tell=told.append)
+    return entered, {row.name: row for row in rows}, told
+
+
+class TestRace:
+    def test_all_take_turns(self, ran):
+        entered, rows, told = ran
+        running = [one.name for one in entered if not rows[one.name].refused]
+        assert [step.split(": ", 1)[1] for step in told] == [
+            f"round {turn} of 2, {name}" for turn in (1, 2) for name in running
+        ]
+        assert "AdaTP p=1, reference" in running
+
+    def test_methods_cost_what_adatp_costs(self, ran):
+        _, rows, _ = ran
+        wanted = rows["AdaTP p=1"].ratio
+        assert rows["unpruned"].ratio == 1
+        assert rows["AdaTP p=2"].ratio > rows["AdaTP p=1.5"].ratio > wanted
+        assert rows["FastV"].ratio == rows["FastV, eager"].ratio == pytest.approx(wanted, abs=0.002)
+        assert "flops must be from" in rows["DyCoke"].refused
+
+    def test_nothing_is_deduplicated(self, ran):
+        kept = ran[1]["AdaTP p=1"].kept
+        assert kept[2] == round(0.4 * FRAMES * 196)
+
+    def test_times_are_over_the_unpruned_one_of_the_round(self, ran):
+        _, rows, _ = ran
+        for row in rows.values():
+            if not row.refused:
+                assert row.to_unpruned == pytest.approx(
+                    [own / whole for own, whole in zip(row.seconds, rows["unpruned"].seconds, strict=True)]
+                )
+
+
+def test_parts_make_up_the_whole(loaded, inputs):
+    found = parts(loaded, inputs, AdaTP())
+    assert len(found["layers"]) == LAYERS
+    assert set(found["pruning"]) == {*PARTS, "other"}
+    assert all(seconds > 0 for seconds in found["layers"])
+    assert all(found["pruning"][name] > 0 for name in PARTS)
+    assert sum(found["layers"]) + sum(found["pruning"].values()) == pytest.approx(found["total"])
+    again = parts(loaded, inputs, AdaTP())  # the first has left nothing behind
+    assert len(again["layers"]) == LAYERS
+
+
+def test_decoding_finds_the_pruned_cache(loaded, inputs):
+    whole, pruned = (decode(loaded, inputs, method, (1, 2), 1) for method in (None, AdaTP()))
+    assert set(whole["tokens_per_second"]) == {"1", "2"}
+    # keys and values of 2 heads of 16, in fp32
+    assert whole["cache_bytes"] == 2 * 2 * 16 * 4 * LAYERS * (FRAMES * 196 + TEXT)
+    assert pruned["cache_bytes"] < 0.5 * whole["cache_bytes"]
+
+
+def test_stages_make_up_the_way_to_the_first_token(built, bikes):
+    found = stages(built[1], built[0], bikes, 3, AdaTP(last=2))
+    assert found["frames"] == 3
+    assert all(seconds > 0 for seconds in found["seconds"].values())
+    assert found["whole_tower"] == pytest.approx(found["seconds"]["vision tower"] + 25 * found["tower_layer"])
+
+
+def test_other_sizes(built):
+    build, loaded = built
+    cases = [{"frames": 2, "text_tokens": 30, "batch": 2}, {"frames": 3, "text_tokens": 50, "batch": 1}]
+    found = vary(loaded, build, AdaTP(last=2), cases, rounds=2, tell=lambda _: None)
+    assert [{name: own[name] for name in cases[0]} for own in found] == cases
+    assert all(len(own["unpruned"]) == len(own["pruned"]) == 2 for own in found)
+
+
+def test_requests_that_come_together_are_all_answered(built):
+    build, loaded = built
+    for method in (None, AdaTP(last=2)):
+        assert all(seconds > 0 for seconds in concurrent(loaded, build, method, (1, 2, 2))["seconds"])
+
+
+def test_a_cut():
+    found = cut("onevision-0.5b", 2)
+    assert found["visual_tokens"] == 392
+    assert all(found[part] > 0 for part in ("scoring", "selection", "compaction"))
+
+
+def row(name, seconds, *, ratio=1.0, peak=100):
+    return {
+        "name": name, "settings": {}, "kept": [], "ratio": ratio, "ratio_causal": ratio, "seconds": [seconds],
+        "to_unpruned": [seconds / 10], "peak_bytes": peak, "refused": "",
+    }  # fmt: skip
+
+
+RESULT = {
+    "machine": {"device": "cpu"},
+    "models": [
+        {
+            "name": "onevision-0.5b",
+            "frames": 32,
+            "visual_tokens": 6272,
+            "rows": [
+                row("unpruned", 10.0),
+                row("AdaTP p=1", 3.0, ratio=0.288, peak=60),
+                row("FastV, eager", 3.1, ratio=0.288),
+                {**row("DyCoke", 1.0), "refused": "flops must be from 0.4"},
+            ],
+            "parts": {"total": 3.0, "pruning": {"relevance": 0.03, "scoring": 0.06}, "layers": [2.0, 0.91]},
+        }
+    ],
+    "stages": {"frames": 32, "seconds": {"video decoding": 0.2, "decoder": 3.0}},
+    "decode": {name: {"cache_bytes": 10**6, "tokens_per_second": {"1": 2.0}} for name in ("unpruned", "AdaTP p=1")},
+    "vary": [{"frames": 8, "text_tokens": 113, "batch": 1, "unpruned": [2.0], "pruned": [1.0], "ratio": 0.3}],
+    "cuts_model": "onevision-0.5b",
+    "cuts": [
+        {"frames": n, "visual_tokens": 196 * n, "scoring": 0.1 * n, "selection": 0.01, "compaction": 0.01}
+        for n in (32, 1024)
+    ],
+    "together": {"unpruned": {"frames": [8], "seconds": [1.0]}, "AdaTP p=1": {"frames": [8], "seconds": [0.5]}},
+}
+
+
+class TestGoals:
+    def judged(self, change=lambda result: None):
+        result = copy.deepcopy(RESULT)
+        change(result)
+        return [goal["met"] for goal in goals(result)]
+
+    def test_all_met(self):
+        assert self.judged() == [True, True, True, True, True, True]
+
+    @pytest.mark.parametrize(
+        ("number", "change"),
+        [
+            (0, lambda r: r["models"][0]["rows"][1].update(to_unpruned=[0.31])),  # 0.93 of the ideal
+            (1, lambda r: r["models"][0]["parts"]["pruning"].update(scoring=0.07)),
+            (2, lambda r: r["models"][0]["rows"][2].update(seconds=[2.9])),
+            (3, lambda r: r["models"][0]["rows"][1].update(peak_bytes=61)),
+            (4, lambda r: r["vary"][0].update(pruned=[2.1])),
+            (5, lambda r: r["cuts"][1].update(scoring=0.13 * 1024)),
+        ],
+    )
+    def test_one_missed(self, number, change):
+        assert self.judged(change) == [i != number for i in range(6)]
+
+    def test_a_gpu_has_others(self):
+        def on_gpu(result):
+            result["machine"]["device"] = "H100"
+            result["models"][0]["rows"][1].update(to_unpruned=[0.33])
+            result["models"][0]["parts"]["pruning"].update(scoring=0.2)
+
+        assert self.judged(on_gpu)[:2] == [True, True]  # 0.87 of 0.85, 7.7 of 8 %
+
+    def test_the_ideal_is_what_flops_promise(self):
+        assert of_ideal(RESULT["models"][0]["rows"][1]) == pytest.approx(0.96)
+
+
+def test_every_line_of_a_table_is_as_long_as_its_head():
+    for title, (head, *rows) in tables({**RESULT, "goals": goals(RESULT)}):
+        assert rows, title
+        assert all(len(own) == len(head) for own in rows), title
+
+
+def test_the_command_measures_all_and_keeps_it(narrow, bikes, tmp_path, monkeypatch, capsys):
+    for name in ("onevision-0.5b", "llava-video-7b"):
+        monkeypatch.setitem(MODEL_SHAPES, name, replace(MODEL_SHAPES[name], videos=(4,)))
+    monkeypatch.setattr(command, "PLANS", {"onevision-0.5b": (24, 1, ("fastv",)), "llava-video-7b": (3, 1, ())})
+    smaller = {"VARIED": command.VARIED[:1], "CUTS": (1, 2), "TOGETHER": (1, 2), "BATCHES": (1,), "TOWER": 1}
+    for name, value in smaller.items():
+        monkeypatch.setattr(command, name, value)
+    command.main(["--json", str(tmp_path / "e2e.json"), "--video", str(bikes)])
+    captured = capsys.readouterr()
+    result = json.loads((tmp_path / "e2e.json").read_text())
+    assert [model["name"] for model in result["models"]] == ["onevision-0.5b", "llava-video-7b, 3 of 28 layers"]
+    assert all(title.split(":")[0] in captured.out for title, _ in tables(result))
+    assert "round 1 of 1, FastV, eager" in captured.err
+    draw_speed(tmp_path / "e2e.svg", result)
+    assert (tmp_path / "e2e.svg").stat().st_size > 10_000
+
+
+def test_an_unknown_model_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        command.main(["--models", "onevision-72b"])
+    assert "onevision-72b" in capsys.readouterr().err
