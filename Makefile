@@ -1,7 +1,9 @@
-# make demo   sets up .venv and answers a question about a real video, pruned and unpruned side by side
+# make demo   sets up .venv and asks the small model that the package brings about a video, pruned and unpruned side by side
 # make test   sets up .venv and runs the tests; TRANSFORMERS=5.17.0 runs them on that version, in a .venv of its own
 # make bench  sets up .venv and times the kernels; JSON=FILE keeps the results
 # make memory sets up .venv and measures the peak memory of a prefill of 256 frames; JSON=FILE keeps the results
+# make bench-e2e sets up .venv and measures the time to first token, end to end (20 minutes); JSON=FILE keeps the results
+# make report sets up .venv and writes the README's tables and pictures from the result files
 # make lint   sets up .venv and runs ruff and mypy
 
 PYTHON ?= python3
@@ -20,13 +22,15 @@ INDEPENDENT := $(addprefix tests/test_,agreement.py bias.py budget.py compact.py
 # one process a core, on one thread each: the tensors are small
 PARALLEL := --numprocesses auto --benchmark-disable
 
-QUESTION ?= What happens in the street?
+QUESTION ?= what is the green thing in the street?
 
-.PHONY: demo test bench memory lint clean
+.PHONY: demo test bench bench-e2e memory report lint clean
 
 demo: $(READY)
-	@echo "== demo: a question about a 10 s street video, with AdaTP and without"
-	@$(BIN)/adatp run "$$($(BIN)/python tests/sample_video.py)" --question "$(QUESTION)" --compare --overlay demo.png
+	@echo "== demo: questions about a video that no training has shown, with AdaTP and without"
+	@$(BIN)/adatp demo --video demo.mp4
+	@echo "== demo: one of them with all there is to tell, and a picture"
+	@$(BIN)/adatp run demo.mp4 --question "$(QUESTION)" --compare --overlay demo.png
 
 test: $(READY)
 	@echo "== test: $$($(BIN)/python -c 'import torch, transformers as t; print("torch", torch.__version__, "transformers", t.__version__)')"
@@ -45,6 +49,14 @@ bench: $(READY)
 memory: $(READY)
 	@echo "== memory: a prefill of 256 frames, pruned and not, each in a process of its own"
 	$(BIN)/python bench/memory.py $(if $(JSON),--json "$(JSON)")
+
+bench-e2e: $(READY)
+	@echo "== bench-e2e: time to first token, by every method, each beside the others in one run"
+	@$(if $(JSON),mkdir -p "$(dir $(JSON))")
+	PYTHONPATH=bench $(BIN)/python -m e2e $(if $(JSON),--json "$(JSON)")
+
+report: $(READY)
+	$(BIN)/python bench/report.py
 
 lint: $(READY)
 	@echo "== lint: ruff and mypy"
@@ -66,4 +78,4 @@ $(READY): setup.py constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-transformers-* figures build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png
+	rm -rf .venv .venv-transformers-* figures build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png demo.mp4

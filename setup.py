@@ -30,6 +30,7 @@ setup(
         "adatp": ["py.typed"],
         "adatp.paper": ["tables.json"],
         "adatp.pictures": ["page.html"],
+        "adatp.small": ["training.jsonl", "checkpoint/*", "checkpoint/*/*"],
     },
     install_requires=[
         "torch>=2.6",

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 
-from adatp.commands import ablate, compare, convert, figures, flops, run, study, tables, world
+from adatp.commands import ablate, compare, convert, demo, figures, flops, run, study, tables, world
 
-COMMANDS = (run, compare, study, figures, tables, ablate, world, flops, convert)
+COMMANDS = (demo, run, compare, study, figures, tables, ablate, world, flops, convert)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,6 +12,7 @@ from adatp.models import family_of
 from adatp.patch import apply
 from adatp.relevance import Relevance
 from adatp.report import PruningReport
+from adatp.small.checkpoint import FOLDER, check
 from adatp.stopwatch import FirstToken, Stopwatch, now
 from adatp.video import Clip, sample_frames
 from adatp_kernels.dispatch import Impl
@@ -73,23 +74,21 @@ class Result:
 def load(
     checkpoint: str | None, *, device: str, dtype: str, attention: str, relevance: Relevance | str | None
 ) -> Loaded:
-    """Load a checkpoint by name or path, or the built-in model for None."""
-    if checkpoint is None:
-        from adatp.untrained import load_untrained
+    """Load a checkpoint by name or path, or the built-in model for None.
 
-        untrained = load_untrained(attention=attention)
-        kind = torch.float32 if dtype == "auto" else getattr(torch, dtype)
-        return Loaded(
-            "built-in",
-            untrained.model.to(device, kind),
-            untrained.processor,
-            untrained.relevance.to(device, kind) if relevance == "auto" else relevance,
-            "the built-in model is untrained: its answers mean nothing yet",
-        )
+    Raises:
+        ValueError: the built-in model's files are not what they were.
+    """
     from transformers import AutoModelForImageTextToText
 
+    name, note = checkpoint or "built-in", None
+    if checkpoint is None:
+        check(FOLDER)
+        checkpoint, note = str(FOLDER / "model"), "the built-in model knows the videos of `adatp world`, and no others"
+        dtype = "float32" if dtype == "auto" else dtype  # it is kept in half precision
+        relevance = str(FOLDER / "siglip") if relevance == "auto" else relevance
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, attn_implementation=attention)
-    return Loaded(checkpoint, model.to(device).eval(), family_of(model).load_processor(checkpoint), relevance)
+    return Loaded(name, model.to(device).eval(), family_of(model).load_processor(checkpoint), relevance, note)
 
 
 def decode(video: str, frames: int) -> tuple[Clip, float]:

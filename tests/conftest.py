@@ -49,7 +49,7 @@ def make_inputs(untrained, questions, frames: int = 10, seed: int = 0):
 
 @pytest.fixture(scope="session", params=["eager", "sdpa", "flash"])
 def small(request):
-    """The built-in model at 84 pixels: 9 tokens a frame; 16 decoder layers, cuts before layers 2 to 5."""
+    """The untrained model at 84 pixels: 9 tokens a frame; 16 decoder layers, cuts before layers 2 to 5."""
     if request.param != "flash":
         return load_untrained(image_size=84, layers=16, attention=request.param)
     untrained = load_untrained(image_size=84, layers=16)

@@ -1,4 +1,4 @@
-"""The built-in model as a LLaVA-Video."""
+"""The untrained model as a LLaVA-Video."""
 
 from adatp.paper.standin import as_llava_video
 from adatp.untrained import Untrained, load_untrained

@@ -59,19 +59,19 @@ class TestRun:
         assert result["answer"]["seconds"]["relevance"] > 0
         assert result["unpruned"]["seconds"]["relevance"] == 0
         assert result["answer"]["seconds_to_first_token"] == pytest.approx(sum(result["answer"]["seconds"].values()))
-        assert any("answers mean nothing yet" in note for note in result["notes"])
+        assert any("knows the videos of" in note for note in result["notes"])
 
     def test_tables(self, capsys, bikes):
         code, out, _ = run(capsys, "run", bikes, "--question", "Who rides?", "--frames", 8, "--max-new-tokens", 4)
         assert code == 0
-        for wanted in ("answers mean nothing yet", "Who rides?", "visual tokens", "similarity", "first token", "FLOPs"):
+        for wanted in ("knows the videos of", "Who rides?", "visual tokens", "similarity", "first token", "FLOPs"):
             assert wanted in out
         assert "unpruned  " not in out
 
     def test_overlay(self, capsys, bikes, tmp_path):
         file = tmp_path / "overlay.png"
         code, _, err = run(
-            capsys, "run", bikes, "--question", "?", "--frames", 4, "--overlay", file, "--layers", "1,2,17"
+            capsys, "run", bikes, "--question", "?", "--frames", 4, "--overlay", file, "--layers", "1,2,15"
         )
         assert code == 0
         assert f"overlay written to {file}" in err
@@ -101,12 +101,12 @@ class TestRun:
         assert "answering with FastV" in err
         assert report["method"] == "fastv"
         assert report["samples"][0]["settings"] == {"layer": 3, "keep": 0.25}
-        assert report["samples"][0]["kept"] == [392] * 3 + [98] * 15
+        assert report["samples"][0]["kept"] == [128] * 3 + [32] * 13
 
         code, out, _ = run(capsys, *arguments, "--flops", 0.4)
         report = json.loads(out)["report"]
         assert code == 0
-        assert report["flops"]["ratio"] == pytest.approx(0.4, abs=0.002)
+        assert report["flops"]["ratio"] == pytest.approx(0.4, abs=0.003)  # of few tokens, one more is 0.3 %
         assert report["samples"][0]["settings"]["keep"] < 0.5
 
     def test_a_method_before_the_decoder_is_shown(self, capsys, bikes, tmp_path):
@@ -182,21 +182,21 @@ class TestErrors:
             (["--overlay", "/nowhere/x.png"], "--overlay cannot be written"),
             (["--overlay", "/proc/x.png"], "--overlay cannot be written"),
             (["--layers", "3"], "give --overlay"),
-            (["--layers", "40", "--overlay", "x.png"], "--layers must be from 0 to 17, got [40]"),
+            (["--layers", "40", "--overlay", "x.png"], "--layers must be from 0 to 15, got [40]"),
             (["--device", "cuda"], "--device cuda cannot be used: this PyTorch finds no CUDA device"),
             (["--device", "cuda:7"], "--device cuda:7 cannot be used"),
             (["--attention", "flash_attention_2"], "FlashAttention"),
             (["--relevance", "/nowhere/siglip"], "relevance='/nowhere/siglip' cannot be loaded"),
             (["--device", "abacus"], "--device must be cpu, cuda"),
             (["--impl", "triton"], "impl='triton' cannot run"),
-            (["--last", "18"], "last must be a layer of the model, at most 17"),
+            (["--last", "16"], "last must be a layer of the model, at most 15"),
             (["--model", "/nowhere/model"], "--model /nowhere/model cannot be loaded"),
             (["--method", "fastv", "--p", "1"], "method 'fastv' has no setting 'p'; it has layer, keep"),
             (["--set", "tau=1"], "method 'adatp' has no setting 'tau'"),
             (["--p", "1", "--set", "p=2"], "p is set twice"),
             (["--method", "fastv", "--flops", "0.01"], "flops must be from"),
             (["--method", "none", "--flops", "0.5"], "flops cannot be asked of the method 'none'"),
-            (["--method", "pyramiddrop", "--set", "stages=19"], "stages must be at most the model's 18 layers"),
+            (["--method", "pyramiddrop", "--set", "stages=17"], "stages must be at most the model's 16 layers"),
         ],
     )
     def test_exit_code_2_and_one_message(self, capsys, bikes, extra, message):

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import report
 from conftest import make_inputs
 
 import adatp
@@ -55,6 +56,10 @@ def test_the_memory_is_that_of_the_result_file():
     assert all(row["cache_bytes_reported"] == row["cache_bytes"] for row in rows[1:])
 
 
+def test_the_tables_are_those_of_the_result_files():
+    assert report.written(README) == README
+
+
 def test_every_feature_has_the_test_it_names():
     (table,) = re.findall(r"^\| \| \| shown by `tests/` \|\n(.*?)\n\n", README, re.MULTILINE | re.DOTALL)
     files = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "tests").glob("test_*.py")}
@@ -67,14 +72,14 @@ def test_every_feature_has_the_test_it_names():
 
 
 def test_every_make_target_exists():
-    targets = set(re.findall(r"^make (\w+)", README, re.MULTILINE))
-    assert targets >= {"demo", "test", "lint", "bench", "memory"}
+    targets = set(re.findall(r"^make ([\w-]+)", README, re.MULTILINE))
+    assert targets >= {"demo", "test", "lint", "bench", "bench-e2e", "report", "memory"}
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert all(f"\n{target}:" in makefile for target in targets)
 
 
 def test_every_option_exists(capsys):
-    for command in ("run", "flops", "convert", "compare", "figures", "tables", "ablate", "study", "world"):
+    for command in ("demo", "run", "flops", "convert", "compare", "figures", "tables", "ablate", "study", "world"):
         line = " ".join(re.findall(rf"^adatp {command} ([^#\n]*)", README, re.MULTILINE))
         assert line
         with pytest.raises(SystemExit):

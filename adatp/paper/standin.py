@@ -11,7 +11,7 @@ PATCHES = 27  # a side of a frame in SigLIP, before pooling
 
 
 def load_standin(shape: ModelShape, attention: str = "sdpa") -> Untrained:
-    """The built-in model, laid out like a published one, in fp32 on the CPU.
+    """The untrained model, laid out like a published one, in fp32 on the CPU.
 
     Args:
         shape: whose layers and grid of tokens to have.

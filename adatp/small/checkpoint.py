@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+FOLDER = Path(__file__).with_name("checkpoint")  # what the package brings
 _SUMS = "SHA256SUMS"
 
 

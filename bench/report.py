@@ -1,0 +1,85 @@
+"""Write the README's tables, and the pictures beside the result files, from these: `python bench/report.py`.
+
+What stands in the README between `<!-- report: NAME -->` and `<!-- end -->` is written here and nowhere else.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from e2e.picture import draw_speed
+from e2e.tables import tables
+
+from adatp.pictures.accuracy import draw_accuracy
+from adatp.study.accuracy_tables import accuracy, biases, by_kind, caption, markdown
+from adatp.study.tabulate import markdown_tables
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results"
+BLOCK = re.compile(r"(<!-- report: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def study() -> str:
+    """Accuracy: all methods, by kind at p = 1, and the model's biases."""
+    found = _read("study.json")
+    shown = [
+        ("Accuracy on held-out questions", accuracy(found)),
+        ("By kind of question, p = 1", by_kind(found, 1.0)),
+        ("Biases of the unpruned model's attention", biases(found)),
+    ]
+    return f"{_where(found)}\n\n{markdown_tables(shown)}\n\n{' '.join(caption(found))}\n"
+
+
+def speed() -> str:
+    """Time to first token: every machine's prefill and goals."""
+    parts = []
+    for file in sorted(RESULTS.glob("e2e-*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        made = tables(found)
+        shown = [own for own in made if own[0].startswith(("Prefill", "Goals"))]
+        head = (
+            f"`{file.relative_to(ROOT)}`, all of it in [{file.stem}.md](bench/results/{file.stem}.md). {_where(found)}"
+        )
+        parts.append(f"{head}\n\n{markdown_tables(shown)}\n")
+    return "\n".join(parts)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"study": study, "speed": speed}
+
+
+def written(readme: str) -> str:
+    """The README with every block as the result files have it."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]()}\n{found[3]}", readme)
+
+
+def main() -> None:
+    """Write the README, the full tables and the pictures."""
+    readme = ROOT / "README.md"
+    readme.write_text(written(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    found = _read("study.json")
+    (RESULTS / "study.md").write_text(markdown(found), encoding="utf-8")
+    draw_accuracy(RESULTS / "study.svg", found)
+    for file in sorted(RESULTS.glob("e2e-*.json")):
+        found = json.loads(file.read_text(encoding="utf-8"))
+        file.with_suffix(".md").write_text(f"{_where(found)}\n\n{markdown_tables(tables(found))}\n", encoding="utf-8")
+        draw_speed(file.with_suffix(".svg"), found)
+
+
+def _read(name: str) -> Any:
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def _where(found: dict[str, Any]) -> str:
+    """What it ran on and how long that took."""
+    machine = found["machine"]
+    return (
+        f"Measured on {machine['processor']}, {machine['cores']} cores, device {machine['device']}, "
+        f"{machine['dtype']}, torch {machine['torch']}, transformers {machine['transformers']}, in "
+        f"{found['seconds'] / 60:.0f} minutes."
+    )
+
+
+if __name__ == "__main__":
+    main()
