@@ -14,7 +14,7 @@ from e2e.goals import goals
 from e2e.models import Build, given_states, make, prompt
 from e2e.parts import PARTS, parts
 from e2e.picture import draw_speed
-from e2e.prefill import contenders, race
+from e2e.prefill import Contender, contenders, race
 from e2e.scale import concurrent, cut, vary
 from e2e.stages import stages
 from e2e.tables import of_ideal, tables
@@ -99,6 +99,14 @@ def ran(built):
     with given_states(loaded, FRAMES):
         rows = race(loaded, prompt(loaded, FRAMES, TEXT, 196), entered, rounds=2, tell=told.append)
     return entered, {row.name: row for row in rows}, told
+
+
+def test_a_matrix_that_does_not_fit_is_refused(loaded, inputs, monkeypatch):
+    monkeypatch.setattr("e2e.prefill.too_much", lambda size: f"needs {size} bytes")
+    entered = [Contender("unpruned", None), Contender("FastV, eager", FastV(), is_eager=True)]
+    _, eager = race(loaded, inputs, entered, rounds=1, tell=lambda _: None)
+    assert eager.refused == f"needs {3 * 4 * (FRAMES * 196 + TEXT) ** 2 * 4} bytes"
+    assert eager.seconds == []
 
 
 class TestRace:

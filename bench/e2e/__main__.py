@@ -43,7 +43,7 @@ OTHERS = ("fastv", "visionzip", "dycoke")
 PLANS: dict[str, tuple[int, int, tuple[str, ...]]] = (
     {name: (MODEL_SHAPES[name].layers, 10, OTHERS) for name in ("onevision-0.5b", "onevision-7b", "llava-video-7b")}
     if ON_GPU
-    else {"onevision-0.5b": (24, 3, OTHERS), "onevision-7b": (3, 1, ("fastv",))}
+    else {"onevision-0.5b": (24, 2, OTHERS), "onevision-7b": (2, 1, ())}
 )
 TOWER = TOWER_LAYERS if ON_GPU else 2
 VARIED = (

@@ -46,8 +46,9 @@ def _of_model(model: dict[str, Any], *, on_gpu: bool) -> list[dict[str, Any]]:
             together <= cost,
         ),
     ]
-    if "FastV, eager" in rows:
-        ratio = median(pruned["seconds"]) / median(rows["FastV, eager"]["seconds"])
+    eager = rows.get("FastV, eager")
+    if eager is not None and not eager["refused"]:
+        ratio = median(pruned["seconds"]) / median(eager["seconds"])
         found.append(_goal(f"{name}: faster than FastV's eager form", f"{ratio:.3f} of its time", ratio < 1))
     memory = pruned["peak_bytes"] / unpruned["peak_bytes"]
     found.append(_goal(f"{name}: peak memory at p = 1 at most 60 %", f"{memory:.0%}", memory <= 0.6))

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from harness import too_much
 from memory import peak, start
 
 from adatp.flops import Flops
@@ -48,7 +49,7 @@ class Timed:
         seconds: of each round.
         to_unpruned: the same over the unpruned prefill of the round.
         peak_bytes: the most in use above what was before.
-        refused: why it cannot cost what it should; then the rest is empty.
+        refused: why it cannot cost what it should, or run here; then the rest is empty.
     """
 
     name: str
@@ -140,7 +141,7 @@ def race(
 def _settled(
     loaded: Loaded, inputs: Mapping[str, Any], entered: Sequence[Contender]
 ) -> tuple[dict[str, Method | None], dict[str, str]]:
-    """Each contender's method at the cost that it should have, or why it cannot cost that.
+    """Each contender's method at the cost that it should have, or why it cannot run so.
 
     Nothing is deduplicated here, so settings alone decide.
     """
@@ -153,6 +154,9 @@ def _settled(
     refused = {}
     for one in entered:
         method = one.method
+        if one.is_eager and (reason := _too_large(loaded, len(ids))):
+            refused[one.name] = reason
+            continue
         try:
             if method is not None and one.like is not None:
                 like = methods[one.like]
@@ -163,6 +167,12 @@ def _settled(
         else:
             methods[one.name] = method
     return methods, refused
+
+
+def _too_large(loaded: Loaded, length: int) -> str:
+    """Why one layer's attention matrix, its mask and its softmax do not fit; empty if they do."""
+    config = loaded.model.config.text_config
+    return too_much(3 * config.num_attention_heads * length**2 * loaded.model.dtype.itemsize)
 
 
 def _give_back() -> None:

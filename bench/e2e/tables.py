@@ -33,7 +33,7 @@ def _race(rows: list[Result]) -> Rows:
     ]
     for row in rows:
         if row["refused"]:
-            made.append([row["name"], "cannot cost as much", *[""] * 6])
+            made.append([row["name"], "cannot", *[""] * 6])
             continue
         low, middle, high = quartiles(row["seconds"])
         made.append(
