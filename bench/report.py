@@ -4,11 +4,13 @@ What stands in the README between `<!-- report: NAME -->` and `<!-- end -->` is 
 """
 
 import json
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 from e2e.picture import draw_speed
 from e2e.tables import tables
 
@@ -56,6 +58,8 @@ def written(readme: str) -> str:
 
 def main() -> None:
     """Write the README, the full tables and the pictures."""
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # the same figures make the same picture
+    matplotlib.rcParams["svg.hashsalt"] = "adatp"
     readme = ROOT / "README.md"
     readme.write_text(written(readme.read_text(encoding="utf-8")), encoding="utf-8")
     found = _read("study.json")

@@ -247,6 +247,12 @@ class TestSummary:
         assert "| adatp | 87.5% (-12.5 [-25.0, +0.0]) |" in text
         assert "dycoke at AdaTP's p = 1 cannot cost so little on 8 of 8 questions" in text
 
+    @pytest.mark.parametrize(("off", "told"), [(0.004, False), (0.006, True), (-0.006, True)])
+    def test_a_cost_that_is_missed_is_told(self, study, off, told):
+        own, peer, refused = study["methods"]
+        text = markdown({**study, "methods": [own, {**peer, "flops": own["flops"] + off}, refused]})
+        assert (f"The nearest that fastv gets to AdaTP's p = 1 is {own['flops'] + off:.1%}" in text) == told
+
     def test_printed(self, study, capsys):
         machine = {
             "dtype": "float32", "attention": "sdpa", "processor": "a", "platform": "b", "cores": 2, "threads": 2,

@@ -26,4 +26,4 @@ def draw_speed(path: Path, result: dict[str, Any]) -> None:
         panel.set_ylabel("time of the prefill, % of unpruned")
         panel.spines[["top", "right"]].set_visible(False)
         panel.legend(fontsize=8, frameon=False)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path)
