@@ -144,7 +144,7 @@ def test_parts_make_up_the_whole(loaded, inputs):
     assert len(found["layers"]) == LAYERS
     assert set(found["pruning"]) == {*PARTS, "other"}
     assert all(seconds > 0 for seconds in found["layers"])
-    assert all(found["pruning"][name] > 0 for name in PARTS)
+    assert all(seconds > 0 for seconds in found["pruning"].values())  # nothing is counted twice
     assert sum(found["layers"]) + sum(found["pruning"].values()) == pytest.approx(found["total"])
     again = parts(loaded, inputs, AdaTP())  # the first has left nothing behind
     assert len(again["layers"]) == LAYERS
