@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from dataclasses import replace
 
 import e2e.__main__ as command
@@ -20,6 +21,7 @@ from e2e.stages import stages
 from e2e.tables import of_ideal, tables
 
 from adatp.methods import AdaTP, FastV
+from adatp.prompt import PrunedPrompt
 from adatp.shapes import MODEL_SHAPES
 from adatp.study.measure import prefill
 
@@ -148,6 +150,14 @@ def test_parts_make_up_the_whole(loaded, inputs):
     assert sum(found["layers"]) + sum(found["pruning"].values()) == pytest.approx(found["total"])
     again = parts(loaded, inputs, AdaTP())  # the first has left nothing behind
     assert len(again["layers"]) == LAYERS
+
+
+def test_what_a_part_takes_within_a_layer_is_not_the_layers(loaded, inputs, monkeypatch):
+    project = PrunedPrompt.project
+    monkeypatch.setattr(PrunedPrompt, "project", lambda *args: (time.sleep(0.3), project(*args))[1])
+    found = parts(loaded, inputs, AdaTP())
+    assert found["pruning"]["text queries"] > 0.3
+    assert max(found["layers"]) < 0.3
 
 
 def test_decoding_finds_the_pruned_cache(loaded, inputs):

@@ -1,6 +1,7 @@
 """A narrow model in a published one's place: its layers, frames and tokens, so its schedule; weights are random."""
 
 import torch
+from transformers import LlavaOnevisionConfig
 
 from adatp.assemble import CHAT_TEMPLATE
 from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
@@ -22,6 +23,12 @@ def load_standin(shape: ModelShape, attention: str = "sdpa") -> Untrained:
     return standin if columns == rows else as_llava_video(standin, attention=attention)
 
 
+def llava_video_config(onevision: LlavaOnevisionConfig, pool: str) -> LlavaVideoConfig:
+    """A LLaVA-OneVision's configuration as a LLaVA-Video's, with `pool` as its `spatial_pool_mode`."""
+    names = ("vision_config", "text_config", "image_token_index", "video_token_index", "image_grid_pinpoints")
+    return LlavaVideoConfig(**{name: getattr(onevision, name) for name in names}, spatial_pool_mode=pool)
+
+
 def as_llava_video(
     onevision: Untrained, *, pool: str = "average", attention: str = "sdpa", add_time_instruction: bool = True
 ) -> Untrained:
@@ -34,8 +41,7 @@ def as_llava_video(
         add_time_instruction: see `LlavaVideoProcessor`.
     """
     model, parts = onevision.model, onevision.processor
-    names = ("vision_config", "text_config", "image_token_index", "video_token_index", "image_grid_pinpoints")
-    config = LlavaVideoConfig(**{name: getattr(model.config, name) for name in names}, spatial_pool_mode=pool)
+    config = llava_video_config(model.config, pool)
     with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
         video = LlavaVideoForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
     video.load_state_dict(model.state_dict())

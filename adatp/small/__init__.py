@@ -1,1 +1,1 @@
-"""A small Video LLM of our own: LLaVA-OneVision's classes, trained on `adatp.world`."""
+"""The small Video LLM that comes with the package: LLaVA-OneVision's classes, trained on `adatp.world`."""

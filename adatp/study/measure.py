@@ -94,7 +94,7 @@ def prefill(
             `report.samples[0]`, at the setting found.
         impl: implementation of the three operations.
     """
-    with _applied(loaded, method, flops, impl) as pruned:
+    with applied(loaded, method, flops, impl) as pruned:
         with Stopwatch({"decoder": [family_of(loaded.model).decoder]}) as watch:
             output = loaded.model(**inputs, logits_to_keep=1)
         report = None if pruned is None else pruned.report
@@ -127,13 +127,16 @@ def answer(
 
     The other arguments are those of `prefill`.
     """
-    with _applied(loaded, method, flops, impl) as pruned:
+    with applied(loaded, method, flops, impl) as pruned:
         text, _ = generate(loaded, inputs, tokens, choices=choices)
         return Said(text, None if pruned is None else pruned.report)
 
 
 @contextmanager
-def _applied(loaded: Loaded, method: Method | None, flops: float | None, impl: Impl) -> Iterator[Pruned | None]:
+def applied(
+    loaded: Loaded, method: Method | None, flops: float | None = None, impl: Impl = "auto"
+) -> Iterator[Pruned | None]:
+    """The model with a method in it, or as it is where there is none; the arguments are those of `prefill`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NoRelevanceWarning)  # `with_relevance` has said it, and the report says it
         with (

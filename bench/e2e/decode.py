@@ -2,15 +2,14 @@
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-import adatp
 from adatp.methods import Method
 from adatp.run import Loaded
 from adatp.stopwatch import now
+from adatp.study.measure import applied
 
 
 @torch.inference_mode()
@@ -29,12 +28,7 @@ def decode(
     Returns:
         `cache_bytes` of one sequence, and `tokens_per_second` by batch.
     """
-    applied = (
-        nullcontext()
-        if method is None
-        else adatp.apply(loaded.model, loaded.processor, method, relevance=loaded.relevance)
-    )
-    with applied:
+    with applied(loaded, method):
         cache = loaded.model(**inputs, use_cache=True, logits_to_keep=1).past_key_values
         rates = {}
         for batch in batches:

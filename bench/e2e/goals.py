@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from e2e.tables import of_ideal, overhead
+from e2e.tables import of_ideal, overhead, per_token
 
 SMALLEST = 8  # frames, from which on nothing may be slower than unpruned
 LONG_OVER_SHORT = 1.25  # time a token of the longest video over that at 32 frames: still linear
@@ -19,8 +19,7 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     sizes = f"{slowest['frames']} frames, {slowest['text_tokens']} text tokens, batch {slowest['batch']}"
     assert all(case["frames"] >= SMALLEST for case in result["vary"])
     found.append(_goal(f"never slower than unpruned from {SMALLEST} frames up", f"{ratio:.3f} at {sizes}", ratio <= 1))
-    short, long = (sum(cut[p] for p in ("scoring", "selection", "compaction")) / cut["visual_tokens"]
-                   for cut in (result["cuts"][0], result["cuts"][-1]))  # fmt: skip
+    short, long = per_token(result["cuts"][0]), per_token(result["cuts"][-1])
     found.append(
         _goal(
             "a cut's cost grows linearly in tokens",

@@ -22,7 +22,8 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from adatp.assemble import onevision_config, onevision_processor, take_tower
-from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration
+from adatp.models.llava_video import LlavaVideoForConditionalGeneration
+from adatp.paper.standin import llava_video_config
 from adatp.relevance import Relevance
 from adatp.run import Loaded
 from adatp.shapes import MODEL_SHAPES, ModelShape
@@ -98,8 +99,7 @@ def make(build: Build, device: torch.device, dtype: torch.dtype) -> Loaded:
     config: Any = onevision_config(vision, build.tower_layers, decoder, tokenizer)
     kind: Any = LlavaOnevisionForConditionalGeneration
     if shape.grid[0] != shape.grid[1]:  # newlines end its rows
-        names = ("vision_config", "text_config", "image_token_index", "video_token_index", "image_grid_pinpoints")
-        config = LlavaVideoConfig(**{name: getattr(config, name) for name in names}, spatial_pool_mode="average")
+        config = llava_video_config(config, "average")
         kind = LlavaVideoForConditionalGeneration
     torch.manual_seed(0)
     with torch.device(device):
@@ -112,15 +112,14 @@ def make(build: Build, device: torch.device, dtype: torch.dtype) -> Loaded:
     return Loaded(str(build), model, onevision_processor(SIDE, PATCH, tokenizer), relevance)
 
 
-def prompt(loaded: Loaded, frames: int, text_tokens: int, tokens_per_frame: int, seed: int = 0) -> dict[str, Tensor]:
+def prompt(loaded: Loaded, frames: int, text_tokens: int, tokens_per_frame: int) -> dict[str, Tensor]:
     """A prompt with one video, `text_tokens` of it beside the visual ones.
 
     Args:
         loaded: the model.
         frames: of the video.
         text_tokens: 16 or more; a newline behind the video is one of them where the model has it.
-        tokens_per_frame: visual tokens of a frame.
-        seed: of its pixels, which only the tower reads: see `given_states`.
+        tokens_per_frame: visual tokens of a frame; its pixels are black, since only the tower reads them.
     """
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     newline = config.model_type == "llava_onevision"
@@ -153,12 +152,12 @@ class _Given(nn.Module):
 
 
 @contextmanager
-def given_states(loaded: Loaded, frames: int, seed: int = 0) -> Iterator[None]:
+def given_states(loaded: Loaded, frames: int) -> Iterator[None]:
     """The vision tower puts out random states of that many frames at once, and does not run.
 
     So many prefills of one video are measured without the tower, which is the same for all of them.
     """
-    body, make = loaded.model.model, torch.Generator().manual_seed(seed)
+    body, make = loaded.model.model, torch.Generator().manual_seed(0)
     tower = body.vision_tower
     given = _Given(tower)
     width = SIGLIP["hidden_size"]

@@ -1,8 +1,8 @@
 """Where a pruned prefill's time goes. Its borders wait for the device, so this run is not the one that is timed."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 from unittest import mock
 
@@ -31,68 +31,28 @@ def parts(loaded: Loaded, inputs: Mapping[str, Any], method: Method) -> dict[str
     `layers`, one by one, without what a part did within them.
     """
     spent: Counter[str] = Counter()
-    with _timed_layers(loaded, spent), _timed_parts(spent):
+    decoder = family_of(loaded.model).decoder
+    with ExitStack() as patches:
+        for part, (owner, name) in PARTS.items():
+            _time(patches, owner, name, part, spent)
+        for i, layer in enumerate(decoder.layers):
+            # hooks run around its forward, so a cut in front of it is not in its time
+            _time(patches, layer, "forward", f"layer {i}", spent)
         total = prefill(loaded, inputs, method).seconds
-    count = len(family_of(loaded.model).decoder.layers)
-    layers = [spent.pop(f"layer {i}") for i in range(count)]
-    layers = [own - spent.pop(f"text queries in layer {i}", 0.0) for i, own in enumerate(layers)]
+    layers = [spent[f"layer {i}"] for i in range(len(decoder.layers))]
     pruning = {name: spent[name] for name in PARTS}
     pruning["other"] = total - sum(layers) - sum(pruning.values())
     return {"total": total, "pruning": pruning, "layers": layers}
 
 
-@contextmanager
-def _timed_parts(spent: Counter[str]) -> Iterator[None]:
-    """Adds up what each part takes, and what of it is within a layer."""
-    patches = [mock.patch.object(owner, name, _clocked(getattr(owner, name), part, spent))
-               for part, (owner, name) in PARTS.items()]  # fmt: skip
-    for patch in patches:
-        patch.start()
-    try:
-        yield
-    finally:
-        for patch in reversed(patches):
-            patch.stop()
-
-
-def _clocked(function: Callable[..., Any], part: str, spent: Counter[str]) -> Callable[..., Any]:
-    def clocked(*args: Any, **kwargs: Any) -> Any:
-        begin = now()
-        result = function(*args, **kwargs)
-        took = now() - begin
-        spent[part] += took
-        if part == "text queries":
-            spent[f"{part} in layer {args[1]}"] += took
-        return result
-
-    return clocked
-
-
-@contextmanager
-def _timed_layers(loaded: Loaded, spent: Counter[str]) -> Iterator[None]:
-    """Times every decoder layer, from the end of its other hooks on."""
-    handles = []
-    for i, layer in enumerate(family_of(loaded.model).decoder.layers):
-        handles.append(_time_layer(layer, f"layer {i}", spent))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle()
-
-
-def _time_layer(layer: Any, name: str, spent: Counter[str]) -> Callable[[], None]:
-    forward = layer.forward  # hooks run around it, so a cut in front of it is not in its time
+def _time(patches: ExitStack, owner: Any, name: str, what: str, spent: Counter[str]) -> None:
+    """Add up what `owner.name` takes, without what of it is timed as something else."""
+    function = getattr(owner, name)
 
     def timed(*args: Any, **kwargs: Any) -> Any:
-        begin = now()
-        result = forward(*args, **kwargs)
-        spent[name] += now() - begin
+        before, begin = spent.total(), now()
+        result = function(*args, **kwargs)
+        spent[what] += now() - begin - (spent.total() - before)
         return result
 
-    layer.__dict__["forward"] = timed
-
-    def restore() -> None:
-        del layer.__dict__["forward"]
-
-    return restore
+    patches.enter_context(mock.patch.object(owner, name, timed))

@@ -2,16 +2,15 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
 from inputs import Case, compact_inputs, score_inputs, select_inputs
 
-import adatp
 from adatp.methods import AdaTP, Method
 from adatp.run import Loaded
 from adatp.stopwatch import now
+from adatp.study.measure import applied
 from adatp_kernels.compact import compact
 from adatp_kernels.score import score
 from adatp_kernels.select import select
@@ -98,12 +97,7 @@ def concurrent(loaded: Loaded, build: Build, method: Method | None, videos: Sequ
             loaded.model(**prompts[i], logits_to_keep=1)
             took[i] = now() - begin
 
-    applied = (
-        nullcontext()
-        if method is None
-        else adatp.apply(loaded.model, loaded.processor, method, relevance=loaded.relevance)
-    )
-    with given_states(loaded, max(videos)), applied:
+    with given_states(loaded, max(videos)), applied(loaded, method):
         threads = [threading.Thread(target=request, args=(i,)) for i in range(len(videos))]
         for thread in threads:
             thread.start()

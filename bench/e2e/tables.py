@@ -7,6 +7,7 @@ from adatp.study.comparison import quartiles
 from adatp.study.tabulate import Rows
 
 Result = dict[str, Any]
+CUT = ("scoring", "selection", "compaction")
 
 
 def tables(result: Result) -> list[tuple[str, Rows]]:
@@ -99,17 +100,20 @@ def _vary(cases: list[Result]) -> Rows:
     return made
 
 
+def per_token(cut: Result) -> float:
+    """Seconds of a cut's three operations for each visual token."""
+    return sum(cut[part] for part in CUT) / cut["visual_tokens"]
+
+
 def _cuts(cuts: list[Result]) -> Rows:
-    parts = ("scoring", "selection", "compaction")
-    made = [["frames", "visual tokens", *parts, "together, a token"]]
+    made = [["frames", "visual tokens", *CUT, "together, a token"]]
     for cut in cuts:
-        together = sum(cut[part] for part in parts) / cut["visual_tokens"]
         made.append(
             [
                 str(cut["frames"]),
                 f"{cut['visual_tokens']:,}",
-                *(_seconds(cut[part]) for part in parts),
-                _seconds(together),
+                *(_seconds(cut[part]) for part in CUT),
+                _seconds(per_token(cut)),
             ]
         )
     return made
