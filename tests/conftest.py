@@ -5,7 +5,6 @@ import pytest
 import torch
 from flash import use_flash
 from operators import Operators, runnable
-from sample_video import sample_video
 from small_llava_video import small_llava_video
 
 from adatp.small.tokenizer import train_tokenizer
@@ -17,6 +16,8 @@ torch.set_num_threads(1)  # small tensors, and a test a core where several run s
 @pytest.fixture(scope="session")
 def bikes() -> Path:
     """A real video, 10 s of street shots, that a package carries as a sample."""
+    from sample_video import sample_video  # of bench/, which a program that imports this file has not on its path
+
     return sample_video()
 
 
