@@ -7,6 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from adatp.blocks import in_blocks
+
 
 class NoRelevanceWarning(UserWarning):
     """Global debiasing is on, but nothing says which segments match the question."""
@@ -23,6 +25,39 @@ def similarity(frames: Tensor, text: Tensor) -> Tensor:
         `[B, n]` float32.
     """
     return cosine_similarity(frames.float(), text.float()[:, None, :], dim=-1)
+
+
+class _Head(nn.Module):
+    """SigLIP's pooling head, `[n, patches, D]` to `[n, D]`, without keys and values of the patches.
+
+    Its attention has one query, the same for every frame. So the query goes through the keys' weights, and the patches
+    are added up before they go through the values'.
+
+    Args:
+        head: of the `SiglipModel`; its weights are used, not copied.
+    """
+
+    def __init__(self, head: Any) -> None:
+        super().__init__()
+        self.probe = head.probe
+        self.attention = head.attention
+        self.layernorm = head.layernorm
+        self.mlp = head.mlp
+
+    def forward(self, states: Tensor) -> Tensor:
+        attention = self.attention
+        parts = (3, attention.num_heads, attention.head_dim)
+        weights = attention.in_proj_weight.float().unflatten(0, parts)  # [3, H, d, D]
+        biases = attention.in_proj_bias.float().unflatten(0, parts)  # [3, H, d]; the keys' changes no softmax
+        patches = states.float()
+        query = weights[0] @ self.probe[0, 0].float() + biases[0]  # [H, d]
+        query = torch.einsum("hd,hdD->hD", query, weights[1]) * attention.head_dim**-0.5
+        received = (patches @ query.T).softmax(1)  # [n, patches, H]
+        summed = received.mT @ patches  # [n, H, D]
+        values = torch.einsum("nhD,hdD->nhd", summed, weights[2]) + biases[2]
+        output: Tensor = attention.out_proj(values.flatten(1).to(states.dtype))
+        output = output + self.mlp(self.layernorm(output))
+        return output
 
 
 class Relevance(nn.Module):
@@ -50,7 +85,7 @@ class Relevance(nn.Module):
             raise ValueError("the SigLIP has no pooling head (vision_use_head=False), so its frames cannot be compared")
         self.layers = nn.ModuleList(layers[tower_layers:])
         self.post_layernorm = vision.post_layernorm
-        self.head = vision.head
+        self.head = _Head(vision.head)
         self.text_model = text
         self.tokenizer = tokenizer
         self.width: int = vision.config.hidden_size
@@ -76,7 +111,9 @@ class Relevance(nn.Module):
         Returns:
             `[n, D]`.
         """
-        states = states.to(self.head.probe.dtype)
+        return in_blocks(self._frames, states.to(self.head.probe.dtype), 0, tokens=states.shape[1])
+
+    def _frames(self, states: Tensor) -> Tensor:
         for layer in self.layers:
             states = layer(states, None)
         pooled: Tensor = self.head(self.post_layernorm(states))

@@ -1,9 +1,12 @@
 """Relevance reuses the tower's hidden states; the result must be what the whole SigLIP gives."""
 
+import copy
+
 import pytest
 import torch
 from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
 
+from adatp import blocks
 from adatp.relevance import Relevance
 from adatp.untrained import load_untrained
 
@@ -33,7 +36,34 @@ def test_frames_equal_the_whole_vision_model(tokenizer, tower_layers):
         whole = siglip.vision_model(pixels, output_hidden_states=True)
         relevance = Relevance(siglip, tokenizer, tower_layers)
         pooled = relevance.frames(whole.hidden_states[tower_layers])
-    assert torch.equal(pooled, whole.pooler_output)
+    torch.testing.assert_close(pooled, whole.pooler_output, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 4, 9, 1000])
+def test_frames_may_come_in_any_blocks(tokenizer, monkeypatch, at_once):
+    siglip = make_siglip()
+    states = torch.randn(7, 4, 32)
+    relevance, seen = Relevance(siglip, tokenizer, 3), []
+    with torch.no_grad():
+        pooled = relevance.frames(states)
+        monkeypatch.setattr(blocks, "TOKENS", at_once)
+        relevance.layers[0].register_forward_hook(lambda layer, args, output: seen.append(len(output)))
+        parted = relevance.frames(states)
+    torch.testing.assert_close(parted, pooled, rtol=1e-5, atol=2e-6)
+    assert sum(seen) == 7
+    assert max(seen) == min(7, max(1, at_once // 4))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_head_is_as_exact_as_siglips_in_low_precision(tokenizer, dtype):
+    siglip = make_siglip().to(dtype)
+    relevance, states = Relevance(siglip, tokenizer, 4), torch.randn(5, 9, 32).to(dtype)
+    with torch.no_grad():
+        own, theirs = relevance.frames(states), siglip.vision_model.head(siglip.vision_model.post_layernorm(states))
+        exact = copy.deepcopy(siglip.vision_model).float()
+        expected = exact.head(exact.post_layernorm(states.float()))
+    assert own.dtype == dtype
+    assert (own - expected).abs().max() <= 1.25 * (theirs - expected).abs().max()
 
 
 def test_the_built_in_tower_is_continued_by_its_siglip(sdpa):
