@@ -1,8 +1,8 @@
 """Put a method into one model instance, and take it out again.
 
 Only hooks and methods of the instance are used; no class is touched. `generate` says where the prompt ends, the body's
-hook finds the videos in it, the decoder's forward runs each prompt by itself, and each pruned decoder layer's hook cuts
-its input before the layer runs.
+hook finds the videos in it, the decoder's forward runs each prompt by itself, each pruned decoder layer's hook cuts its
+input before the layer runs, and each layer's MLP takes what is left a block of tokens at a time.
 """
 
 import functools
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adatp.batch import Batch
+from adatp.blocks import in_blocks
 from adatp.decoding import Decoding
 from adatp.forward import PrunedForward
 from adatp.generation import CONTINUOUS_BATCHING, check_support, is_continued, prepare
@@ -148,6 +149,7 @@ class Pruned:
             if index >= min([self.method.first_pruned(len(decoder.layers)), *asked]):
                 hook = functools.partial(self._on_layer, index)
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            self._replace(self._family.mlp(layer), "forward", self._run_mlp)
             if index in asked:
                 projection = self._family.query_projection(layer)
                 self._handles.append(projection.register_forward_hook(functools.partial(self._on_query, index)))
@@ -309,6 +311,11 @@ class Pruned:
             prompt.project(index, output)
         else:
             self._decoding.project(index, output)
+
+    def _run_mlp(self, mlp: Callable[..., Any], hidden: Tensor) -> Any:
+        """In blocks: before the first cut the MLP's intermediates would else be most of what the prefill holds."""
+        whole = torch.compiler.is_compiling() or self._thread.forward is None
+        return mlp(hidden) if whole else in_blocks(mlp, hidden, 1)
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After the body, whether it returned or raised."""

@@ -11,6 +11,7 @@ from recompute import prompt_embeds
 from transformers import DynamicCache, Qwen2Config, Qwen2ForCausalLM, StaticCache
 
 import adatp
+import adatp.blocks
 import adatp.patch
 from adatp.untrained import load_untrained
 
@@ -222,6 +223,51 @@ def test_a_samples_without_a_video_in_the_batch_keeps_everything(small):
     assert pruned.report.samples[1].kept == kept
     torch.testing.assert_close(logits[0, -text.shape[1] :], alone, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(logits[1, -20:], video_alone[-20:], atol=1e-4, rtol=1e-4)
+
+
+class TestBlocks:
+    """An MLP takes at most so many tokens at a time, whatever enters the layer."""
+
+    @staticmethod
+    def run(sdpa, inputs, **settings):
+        seen = []
+        layers = sdpa.model.model.language_model.layers
+        hooks = [
+            layer.mlp.gate_proj.register_forward_hook(lambda module, args, output: seen.append(output.shape[1]))
+            for layer in layers
+        ]
+        try:
+            with torch.no_grad():
+                return sdpa.model(**inputs, **settings), seen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    @pytest.mark.parametrize("tokens", [1, 7, 40])
+    @pytest.mark.parametrize("method", ["adatp", "fastv", "visionzip"])
+    def test_give_what_the_whole_gives(self, sdpa, sdpa_inputs, monkeypatch, tokens, method):
+        with adatp.apply(sdpa.model, sdpa.processor, method, relevance=sdpa.relevance) as pruned:
+            whole, lengths = self.run(sdpa, sdpa_inputs)
+            monkeypatch.setattr("adatp.blocks.TOKENS", tokens)
+            parted, seen = self.run(sdpa, sdpa_inputs)
+        assert max(seen) <= tokens < max(lengths)
+        assert sum(seen) == sum(lengths) == sum(pruned.report.samples[0].lengths())
+        torch.testing.assert_close(parted.logits, whole.logits, rtol=1e-4, atol=1e-5)
+
+    def test_are_nearly_alike(self, monkeypatch):
+        monkeypatch.setattr("adatp.blocks.TOKENS", 10)
+        seen = []
+        adatp.blocks.in_blocks(lambda block: seen.append(block.shape[1]) or block, torch.zeros(1, 21, 2), 1)
+        assert seen == [7, 7, 7]
+
+    def test_are_not_made_of_other_prompts_or_once_removed(self, sdpa, sdpa_inputs, monkeypatch):
+        monkeypatch.setattr("adatp.blocks.TOKENS", 1)
+        text = sdpa.processor.tokenizer("Why is the sky blue?", return_tensors="pt")
+        with adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+            _, seen = self.run(sdpa, text)
+        assert set(seen) == {text["input_ids"].shape[1]}
+        _, seen = self.run(sdpa, sdpa_inputs)
+        assert set(seen) == {sdpa_inputs["input_ids"].shape[1]}
 
 
 class TestQuestion:

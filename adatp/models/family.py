@@ -112,6 +112,10 @@ class Family(ABC):
         """The module of a decoder layer that puts out its queries, `[B, W, H * d]`, all its heads side by side."""
 
     @abstractmethod
+    def mlp(self, layer: Any) -> nn.Module:
+        """The module of a decoder layer that acts on each token of `[B, W, D]` alone."""
+
+    @abstractmethod
     def project(self, layer: Any, hidden: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Post-rotary queries of some of the tokens that enter a decoder layer, and keys of all.
 

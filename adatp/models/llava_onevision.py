@@ -162,6 +162,10 @@ class LlavaOnevision(Family):
         projection: nn.Module = layer.self_attn.q_proj
         return projection
 
+    def mlp(self, layer: Any) -> nn.Module:
+        mlp: nn.Module = layer.mlp
+        return mlp
+
     def project(self, layer: Any, hidden: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         normed = layer.input_layernorm(hidden)
         query, query_cos, query_sin = (part.index_select(1, rows) for part in (normed, cos, sin))
