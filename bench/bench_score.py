@@ -9,7 +9,7 @@ from harness import compiled, grid, no_compile, no_triton, too_much
 from inputs import BASE, DEVICE, Case, score_inputs
 from torch import Tensor
 
-from adatp_kernels.score import BUFFER_ELEMENTS, score, score_reference
+from adatp_kernels.score import rows_at_once, score, score_reference
 
 # The reference's loop over rows is unrolled when it is compiled: seconds for every turn.
 MAX_TURNS = 32 if DEVICE.type == "cuda" else 12
@@ -57,7 +57,7 @@ def reason(case: Case, provider: str) -> str:
     if provider == "triton":
         return no_triton() or why
     if provider == "compiled":
-        turns = -(-case.text // max(1, BUFFER_ELEMENTS // (case.heads * case.length)))
+        turns = -(-case.text // rows_at_once(case.heads * case.length))
         return why or (f"its loop unrolls {turns} times" if turns > MAX_TURNS else no_compile())
     return why
 

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from adatp_kernels.dispatch import Impl, resolve
 
-# Elements of the largest buffer the reference makes: 4 MiB of fp32, a few rows of a long prompt. Neither L x L nor
-# heads x rows x L ever exists, and larger ones were no faster.
-BUFFER_ELEMENTS = 1 << 20
+# Elements of the largest buffer the reference makes: 8 MiB of fp32, or two rows of a longer prompt, since a product
+# with one row alone reads all keys for it. Neither L x L nor heads x rows x L ever exists, and larger ones were no
+# faster.
+BUFFER_ELEMENTS = 1 << 21
+LEAST_ROWS = 2
 
 
 def score(
@@ -80,23 +82,32 @@ def score_reference(
     groups, length = key.shape[1], key.shape[2]
     total = torch.zeros(batch, stop - start, dtype=torch.float32, device=query.device)
     keys = key.float().transpose(2, 3)  # [B, G, D, L]
-    step = max(1, BUFFER_ELEMENTS // max(1, batch * heads * length))
+    step = rows_at_once(batch * heads * length)
     for t in range(0, count, step):
         bound = rows[:, t : t + step]  # [B, t]
         width = bound.shape[1]
         visible = index <= bound[:, :, None]  # [B, t, L]
         if first_key is not None:
             visible = visible & (index >= first_key[:, None, None])
-        hidden = ~visible[:, None]
+        seeing = visible.any(-1)[:, None]  # [B, 1, t]
         # the heads that share a key head lie side by side in the row axis, so keys are never repeated
-        chunk = query[:, :, t : t + step].float().reshape(batch, groups, -1, dim)  # [B, G, H/G * t, D]
-        logits = (chunk @ keys).mul_(scale).view(batch, heads, width, length)
-        logits = logits.masked_fill_(hidden, float("-inf"))
-        probability = logits.softmax(-1) if lse is None else logits.sub_(lse[:, :, t : t + step, None]).exp_()
-        # rows that see nothing have made NaN of it
-        total += probability[..., wanted].masked_fill(hidden[..., wanted], 0.0).sum((1, 2))
+        chunk = (query[:, :, t : t + step].float() * scale).reshape(batch, groups, -1, dim)  # [B, G, H/G * t, D]
+        logits = (chunk @ keys).view(batch, heads, width, length)
+        # not -inf, of which a row that sees nothing would make NaN, and what is in a row not in use is gone
+        logits.masked_fill_(~visible[:, None], torch.finfo(torch.float32).min)
+        if lse is None:
+            probability = logits.softmax(-1)[..., wanted]
+        else:
+            probability = logits.sub_(lse[:, :, t : t + step].where(seeing, 0.0)[..., None]).exp_()
+        weight = seeing.float()[:, :, None].expand(-1, heads, -1, -1)  # [B, H, 1, t]
+        total += (weight @ probability).sum((1, 2))
     in_use = (rows >= 0).sum(1, keepdim=True).clamp(min=1)
     return total / (heads * in_use)
+
+
+def rows_at_once(elements: int) -> int:
+    """Text rows that the reference takes at a time, where each makes that many logits in all heads of the batch."""
+    return max(LEAST_ROWS, BUFFER_ELEMENTS // max(1, elements))
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[object]:
