@@ -47,7 +47,7 @@ bench: $(READY)
 		-q -rfE --disable-warnings --benchmark-quiet $(if $(JSON),--benchmark-json="$(JSON)")
 
 memory: $(READY)
-	@echo "== memory: a prefill of 256 frames, pruned and not, each in a process of its own"
+	@echo "== memory: a prefill of 256 frames, pruned and not"
 	$(BIN)/python bench/memory.py $(if $(JSON),--json "$(JSON)")
 
 bench-e2e: $(READY)

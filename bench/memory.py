@@ -2,17 +2,17 @@
 
     python bench/memory.py [--frames 256] [--json FILE]
 
-Each row is a process of its own, so that no row finds another's memory. On a GPU the peak is the allocator's, on a CPU
-the process's resident memory; both count from after the model is there.
+The peak is of tensors, what kernels take for themselves among them, beyond what was held before: the model itself.
 """
 
 import argparse
 import json
-import subprocess
-import sys
+import os
+from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from harness import machine
@@ -20,36 +20,29 @@ from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
 
 import adatp
 from adatp.untrained import load_untrained
 
 RATIOS = ("unpruned", "2.0", "1.5", "1.0")  # p
 HEADS, LAYERS, IMAGE = 8, 18, 196  # of a LLaVA-OneVision with 49 tokens a frame
-STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says on stderr that it begins and ends
+T = TypeVar("T")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, default=256, help="frames of the video (default 256)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
-    parser.add_argument("--row", choices=RATIOS, help="measure this one alone and print it as JSON")
     arguments = parser.parse_args()
-    if arguments.row:
-        print(json.dumps(measure(arguments.row, arguments.frames)))
-        return
     errors = Console(stderr=True)
-    rows = [run(row, arguments.frames) for row in track(RATIOS, "measuring", console=errors)]
+    rows = [measure(row, arguments.frames) for row in track(RATIOS, "measuring", console=errors)]
     result = {"machine": machine(), "frames": arguments.frames, "rows": rows}
     Console().print(table(result))
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
-
-
-def run(row: str, frames: int) -> dict[str, Any]:
-    """`measure` in a process of its own."""
-    command = [sys.executable, __file__, "--frames", str(frames), "--row", row]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
 @torch.no_grad()
@@ -76,9 +69,8 @@ def measure(row: str, frames: int) -> dict[str, Any]:
             input_ids=inputs["input_ids"][:, -(short + 41) :],
             pixel_values_videos=video[None, : frames // 16].to(device),
         )
-        before = start(device)
-        cache = model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
-        used = peak(device) - before
+        output, used = with_peak(lambda: model(**inputs, logits_to_keep=1, use_cache=True), device)
+    cache = output.past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     report = None if pruned is None else pruned.report
     return {
@@ -90,21 +82,22 @@ def measure(row: str, frames: int) -> dict[str, Any]:
     }
 
 
-def start(device: str) -> int:
-    """Bytes in use now, from which on the peak counts."""
+def with_peak(run: Callable[[], T], device: str) -> tuple[T, int]:
+    """What `run` returns, and the most bytes that its tensors held at a time beyond what was held before.
+
+    On a CPU those of the calling thread are counted, by PyTorch's profiler.
+    """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-        return torch.cuda.memory_allocated()
-    CLEAR.write_text("5")  # the peak begins anew
-    return peak(device)
-
-
-def peak(device: str) -> int:
-    """The most bytes in use since `start`."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    (line,) = [line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")]
-    return 1024 * int(line.split()[1])
+        before = torch.cuda.memory_allocated()
+        return run(), torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiled:
+        result = run()
+    assert profiled.profiler is not None
+    assert profiled.profiler.kineto_results is not None
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    events.sort(key=lambda event: event.start_ns())
+    return result, max(accumulate((event.nbytes() for event in events), initial=0))
 
 
 def table(result: dict[str, Any]) -> Table:

@@ -178,12 +178,25 @@ def test_the_report_names_nobody():
 
 
 def test_memory_is_measured_row_by_row(capsys):
-    rows = [memory.run(row, 16) for row in ("unpruned", "1.0")]
+    rows = [memory.measure(row, 16) for row in ("unpruned", "1.0")]
     unpruned, pruned = rows
     assert unpruned["cache_bytes_reported"] is None
     assert pruned["cache_bytes_reported"] == pruned["cache_bytes"] < unpruned["cache_bytes"]
-    assert min(row["peak_bytes"] for row in rows) > 0
+    assert 0 < pruned["peak_bytes"] < unpruned["peak_bytes"]
     Console(width=150).print(memory.table({"machine": MACHINE, "frames": 16, "rows": rows}))
     printed = capsys.readouterr().out
     assert "the same" in printed
     assert f"{pruned['cache_bytes'] / unpruned['cache_bytes']:.3f}" in printed
+
+
+def test_the_peak_is_of_what_is_held_at_a_time():
+    held = torch.zeros(1 << 18)  # 1 MiB
+
+    def run():
+        first = held + 1
+        first = first * 2 + 1  # three at a time
+        return first.sum()
+
+    result, peak = memory.with_peak(run, "cpu")
+    assert result == 3 << 18
+    assert 3 << 20 <= peak < (3 << 20) + 4096

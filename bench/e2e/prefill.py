@@ -1,12 +1,12 @@
 """The language model's prefill by every method, in turn, from the tower's features on."""
 
-import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from harness import too_much
-from memory import peak, start
+from memory import with_peak
 
 from adatp.flops import Flops
 from adatp.methods import METHODS, AdaTP, FastV, Method
@@ -48,7 +48,7 @@ class Timed:
         ratio_causal: the same with attention, half of its matrix as a causal one needs.
         seconds: of each round.
         to_unpruned: the same over the unpruned prefill of the round.
-        peak_bytes: the most in use above what was before.
+        peak_bytes: the most that tensors held at a time, above what was before.
         refused: why it cannot cost what it should, or run here; then the rest is empty.
     """
 
@@ -110,15 +110,14 @@ def race(
     for turn in range(1, rounds + 1):
         for one in running:
             tell(f"{loaded.name}: round {turn} of {rounds}, {one.name}")
-            _give_back()
-            method, before = methods[one.name], start(device)
+            method = methods[one.name]
             if one.is_eager:
-                seconds[one.name].append(fastv_eager(loaded, inputs, method)[0])
+                (took, _), held = with_peak(partial(fastv_eager, loaded, inputs, method), device)
             else:
-                measured = prefill(loaded, inputs, method, impl=one.impl)
-                seconds[one.name].append(measured.seconds)
-                reports[method] = measured.report
-            peaks[one.name] = max(peaks.get(one.name, 0), peak(device) - before)
+                measured, held = with_peak(partial(prefill, loaded, inputs, method, impl=one.impl), device)
+                took, reports[method] = measured.seconds, measured.report
+            seconds[one.name].append(took)
+            peaks[one.name] = max(peaks.get(one.name, 0), held)
     whole = seconds[entered[0].name]
 
     def timed(one: Contender) -> Timed:
@@ -173,13 +172,6 @@ def _too_large(loaded: Loaded, length: int) -> str:
     """Why one layer's attention matrix, its mask and its softmax do not fit; empty if they do."""
     config = loaded.model.config.text_config
     return too_much(3 * config.num_attention_heads * length**2 * loaded.model.dtype.itemsize)
-
-
-def _give_back() -> None:
-    """Memory that the C library keeps for later, so that the next one's peak counts it."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(0)
 
 
 def causal(flops: Flops) -> float:
