@@ -55,9 +55,9 @@ class _Head(nn.Module):
         received = (patches @ query.T).softmax(1)  # [n, patches, H]
         summed = received.mT @ patches  # [n, H, D]
         values = torch.einsum("nhD,hdD->nhd", summed, weights[2]) + biases[2]
-        output: Tensor = attention.out_proj(values.flatten(1).to(states.dtype))
-        output = output + self.mlp(self.layernorm(output))
-        return output
+        output = attention.out_proj(values.flatten(1).to(states.dtype))
+        pooled: Tensor = output + self.mlp(self.layernorm(output))
+        return pooled
 
 
 class Relevance(nn.Module):
