@@ -72,7 +72,7 @@ def score_reference(
     first_key: Tensor | None = None,
     lse: Tensor | None = None,
 ) -> Tensor:
-    """`score` in PyTorch: a few rows at a time, so that the work is O(T L H D) and the memory O(L H)."""
+    """`score` in PyTorch: a few rows of a sample at a time, so that the work is O(T L H D) and the memory O(L H)."""
     start, stop = columns
     index = torch.arange(key.shape[2], device=query.device)
     wanted = slice(start, stop)
@@ -82,31 +82,29 @@ def score_reference(
     groups, length = key.shape[1], key.shape[2]
     total = torch.zeros(batch, stop - start, dtype=torch.float32, device=query.device)
     keys = key.float().transpose(2, 3)  # [B, G, D, L]
-    step = rows_at_once(batch * heads * length)
-    for t in range(0, count, step):
-        bound = rows[:, t : t + step]  # [B, t]
-        width = bound.shape[1]
-        visible = index <= bound[:, :, None]  # [B, t, L]
-        if first_key is not None:
-            visible = visible & (index >= first_key[:, None, None])
-        seeing = visible.any(-1)[:, None]  # [B, 1, t]
-        # the heads that share a key head lie side by side in the row axis, so keys are never repeated
-        chunk = (query[:, :, t : t + step].float() * scale).reshape(batch, groups, -1, dim)  # [B, G, H/G * t, D]
-        logits = (chunk @ keys).view(batch, heads, width, length)
-        # not -inf, of which a row that sees nothing would make NaN, and what is in a row not in use is gone
-        logits.masked_fill_(~visible[:, None], torch.finfo(torch.float32).min)
-        if lse is None:
-            probability = logits.softmax(-1)[..., wanted]
-        else:
-            probability = logits.sub_(lse[:, :, t : t + step].where(seeing, 0.0)[..., None]).exp_()
-        weight = seeing.float()[:, :, None].expand(-1, heads, -1, -1)  # [B, H, 1, t]
-        total += (weight @ probability).sum((1, 2))
+    step = rows_at_once(heads * length)
+    for b in range(batch):
+        for t in range(0, count, step):
+            visible = index <= rows[b, t : t + step, None]  # [t, L]
+            if first_key is not None:
+                visible = visible & (index >= first_key[b])
+            seeing = visible.any(-1)  # [t]
+            # the heads that share a key head lie side by side in the row axis, so keys are never repeated
+            chunk = (query[b, :, t : t + step].float() * scale).reshape(groups, heads // groups * len(visible), dim)
+            logits = (chunk @ keys[b]).view(heads, len(visible), length)
+            # not -inf, of which a row that sees nothing would make NaN, and what is in a row not in use is gone
+            logits.masked_fill_(~visible, torch.finfo(torch.float32).min)
+            if lse is None:
+                probability = logits.softmax(-1)[..., wanted]
+            else:
+                probability = logits.sub_(lse[b, :, t : t + step].where(seeing, 0.0)[..., None]).exp_()
+            total[b] += (seeing.float().expand(heads, 1, -1) @ probability).sum((0, 1))
     in_use = (rows >= 0).sum(1, keepdim=True).clamp(min=1)
     return total / (heads * in_use)
 
 
 def rows_at_once(elements: int) -> int:
-    """Text rows that the reference takes at a time, where each makes that many logits in all heads of the batch."""
+    """Text rows of a sample that the reference takes at a time, where each makes that many logits in all heads."""
     return max(LEAST_ROWS, BUFFER_ELEMENTS // max(1, elements))
 
 
