@@ -15,9 +15,9 @@ from e2e.goals import goals
 from e2e.models import Build, given_states, make, prompt
 from e2e.parts import PARTS, parts
 from e2e.picture import draw_speed
-from e2e.prefill import Contender, contenders, race
+from e2e.prefill import Contender, contenders, race, relevance_flops
 from e2e.scale import concurrent, cut, vary
-from e2e.stages import stages
+from e2e.stages import RELEVANCE, stages
 from e2e.tables import of_ideal, tables
 
 from adatp.methods import AdaTP, FastV
@@ -93,6 +93,15 @@ def test_eager_fastv_is_fastv(loaded, inputs):
     assert "forward" not in vars(loaded.model.model.language_model)
 
 
+def test_flops_of_relevance_grow_with_frames_and_hold_attention(loaded, inputs):
+    more, less = (
+        relevance_flops(loaded, {**inputs, "pixel_values_videos": inputs["pixel_values_videos"][:, :frames]})
+        for frames in (FRAMES, FRAMES // 2)
+    )
+    layer = 2 * 729 * 6 * 32 * 32 + 4 * 729**2 * 32  # linear layers, and every patch against every other
+    assert layer < (more - less) / (FRAMES // 2) < 1.1 * layer
+
+
 @pytest.fixture(scope="module")
 def ran(built):
     _, loaded = built
@@ -127,6 +136,13 @@ class TestRace:
         assert rows["AdaTP p=2"].ratio > rows["AdaTP p=1.5"].ratio > wanted
         assert rows["FastV"].ratio == rows["FastV, eager"].ratio == pytest.approx(wanted, abs=0.002)
         assert "flops must be from" in rows["DyCoke"].refused
+
+    def test_relevance_costs_flops_where_frames_are_compared(self, ran):
+        _, rows, _ = ran
+        wanted = {name for name, row in rows.items() if row.ratio_all > row.ratio_causal}
+        assert wanted == {"AdaTP p=2", "AdaTP p=1.5", "AdaTP p=1", "AdaTP p=1, reference"}
+        alone = rows["AdaTP p=1, relevance=None"]
+        assert alone.ratio_all == alone.ratio_causal == pytest.approx(rows["AdaTP p=1"].ratio_causal, abs=0.02)
 
     def test_nothing_is_deduplicated(self, ran):
         kept = ran[1]["AdaTP p=1"].kept
@@ -169,10 +185,23 @@ def test_decoding_finds_the_pruned_cache(loaded, inputs):
 
 
 def test_stages_make_up_the_way_to_the_first_token(built, bikes):
-    found = stages(built[1], built[0], bikes, 3, AdaTP(last=2))
-    assert found["frames"] == 3
-    assert all(seconds > 0 for seconds in found["seconds"].values())
-    assert found["whole_tower"] == pytest.approx(found["seconds"]["vision tower"] + 25 * found["tower_layer"])
+    whole, pruned = (stages(built[1], built[0], bikes, 3, method) for method in (None, AdaTP(last=2)))
+    assert whole["frames"] == pruned["frames"] == 3
+    assert all(seconds > 0 for seconds in pruned["seconds"].values())
+    assert {name for name, seconds in whole["seconds"].items() if not seconds} == set(RELEVANCE)
+    assert whole["missing_tower"] > 0
+    assert pruned["kept"][0] == 3 * 196
+    assert 0 < pruned["ratio_causal"] < 1
+
+
+def test_stages_count_every_block_of_frames(built, bikes, monkeypatch):
+    build, loaded = built
+    forward = loaded.relevance.head.forward
+    monkeypatch.setattr("adatp.blocks.TOKENS", 1)  # so that each frame comes alone
+    monkeypatch.setattr(loaded.relevance.head, "forward", lambda states: (time.sleep(0.2), forward(states))[1])
+    found = stages(loaded, build, bikes, 3, AdaTP(last=2))["seconds"]
+    assert found["SigLIP head"] > 0.6
+    assert found["decoder"] < 0.6
 
 
 def test_other_sizes(built):
@@ -197,8 +226,8 @@ def test_a_cut():
 
 def row(name, seconds, *, ratio=1.0, peak=100):
     return {
-        "name": name, "settings": {}, "kept": [], "ratio": ratio, "ratio_causal": ratio, "seconds": [seconds],
-        "to_unpruned": [seconds / 10], "peak_bytes": peak, "refused": "",
+        "name": name, "settings": {}, "kept": [6272, 753], "ratio": ratio, "ratio_causal": ratio,
+        "ratio_all": ratio, "seconds": [seconds], "to_unpruned": [seconds / 10], "peak_bytes": peak, "refused": "",
     }  # fmt: skip
 
 
@@ -209,6 +238,7 @@ RESULT = {
             "name": "onevision-0.5b",
             "frames": 32,
             "visual_tokens": 6272,
+            "text_tokens": 113,
             "rows": [
                 row("unpruned", 10.0),
                 row("AdaTP p=1", 3.0, ratio=0.288, peak=60),
@@ -216,9 +246,18 @@ RESULT = {
                 {**row("DyCoke", 1.0), "refused": "flops must be from 0.4"},
             ],
             "parts": {"total": 3.0, "pruning": {"relevance": 0.03, "scoring": 0.06}, "layers": [2.0, 0.91]},
+            "unpruned_layers": [2.0, 2.0],
         }
     ],
-    "stages": {"frames": 32, "seconds": {"video decoding": 0.2, "decoder": 3.0}},
+    "stages": {
+        "unpruned": {"frames": 32, "seconds": {"tower": 1.0, "relevance": 0.0, "decoder": 9.0}, "missing_tower": 2.0},
+        "AdaTP p=1": {
+            "frames": 32,
+            "seconds": {"tower": 1.1, "relevance": 0.2, "decoder": 3.0},
+            "missing_tower": 2.0,
+            "ratio_causal": 0.25,
+        },
+    },
     "decode": {name: {"cache_bytes": 10**6, "tokens_per_second": {"1": 2.0}} for name in ("unpruned", "AdaTP p=1")},
     "vary": [{"frames": 8, "text_tokens": 113, "batch": 1, "unpruned": [2.0], "pruned": [1.0], "ratio": 0.3}],
     "cuts_model": "onevision-0.5b",
@@ -263,6 +302,20 @@ class TestGoals:
 
     def test_the_ideal_is_what_flops_promise(self):
         assert of_ideal(RESULT["models"][0]["rows"][1]) == pytest.approx(0.96)
+
+
+def test_what_amdahl_leaves_of_the_way_to_the_first_token():
+    (rows,) = [rows for title, rows in tables({**RESULT, "goals": []}) if title.startswith("To the first token")]
+    lines = {name: cells for name, *cells in rows}
+    assert lines["relevance"] == ["0 ns", "200 ms", "only pruned"]
+    assert lines["together"] == ["10 s", "4.3 s", "0.430"]
+    assert lines["with all layers of the tower"] == ["12 s", "6.3 s", "0.525"]
+    assert lines["what its FLOPs leave (Amdahl)"] == ["12 s", "5.25 s", "0.438"]  # 12 - 9 * 3/4
+
+
+def test_relevance_counts_among_all_flops():
+    adatp = {**RESULT["models"][0]["rows"][1], "ratio_all": 0.36}
+    assert of_ideal(adatp, "ratio_all") == pytest.approx(1.2)
 
 
 def test_every_line_of_a_table_is_as_long_as_its_head():

@@ -47,7 +47,10 @@ PLANS: dict[str, tuple[int, int, tuple[str, ...]]] = (
 )
 TOWER = TOWER_LAYERS if ON_GPU else 2
 VARIED = (
-    [{"frames": frames, "text_tokens": 113, "batch": 1} for frames in ((8, 16, 64, 128, 256) if ON_GPU else (8, 16))]
+    [
+        {"frames": frames, "text_tokens": 113, "batch": 1}
+        for frames in ((8, 16, 64, 128, 256, 512, 1024) if ON_GPU else (8, 16))
+    ]
     + [{"frames": 8, "text_tokens": text, "batch": 1} for text in (16, 256, 1024)]
     + [{"frames": 8, "text_tokens": 113, "batch": batch} for batch in ((8, 32) if ON_GPU else (2,))]
 )
@@ -135,7 +138,7 @@ def compare(
         inputs = prompt(loaded, shape.frames, shape.text_tokens, shape.tokens_per_frame)
         rows = race(loaded, inputs, entered, rounds=rounds, tell=tell)
         tell(f"{build}: where the time goes")
-        found = parts(loaded, inputs, method)
+        found, plain = parts(loaded, inputs, method), parts(loaded, inputs, None)
     return {
         "name": str(build),
         "layers": build.layers,
@@ -144,6 +147,7 @@ def compare(
         "text_tokens": shape.text_tokens,
         "rows": [asdict(row) for row in rows],
         "parts": found,
+        "unpruned_layers": plain["layers"],
     }
 
 
@@ -152,19 +156,17 @@ def first_model(
 ) -> dict[str, Any]:
     """What is measured on one model alone."""
     shape = build.shape
-    tell(f"{build}: from the file to the first token")
-    found: dict[str, Any] = {"stages": stages(loaded, build, video, shape.frames, method)}
+    found: dict[str, Any] = {"stages": {}, "decode": {}, "together": {}}
     inputs = prompt(loaded, shape.frames, shape.text_tokens, shape.tokens_per_frame)
-    with given_states(loaded, shape.frames):
-        found["decode"] = {}
-        for name, own in (("unpruned", None), ("AdaTP p=1", method)):
-            tell(f"{build}: decoding, {name}")
-            found["decode"][name] = decode(loaded, inputs, own, BATCHES, STEPS)
-    found["vary"] = vary(loaded, build, method, VARIED, rounds=5 if ON_GPU else 1, tell=tell)
-    found["together"] = {}
     for name, own in (("unpruned", None), ("AdaTP p=1", method)):
+        tell(f"{build}: from the file to the first token, {name}")
+        found["stages"][name] = stages(loaded, build, video, shape.frames, own)
+        tell(f"{build}: decoding, {name}")
+        with given_states(loaded, shape.frames):
+            found["decode"][name] = decode(loaded, inputs, own, BATCHES, STEPS)
         tell(f"{build}: {len(TOGETHER)} requests together, {name}")
         found["together"][name] = concurrent(loaded, build, own, TOGETHER)
+    found["vary"] = vary(loaded, build, method, VARIED, rounds=5 if ON_GPU else 1, tell=tell)
     return found
 
 

@@ -1,16 +1,20 @@
 """The language model's prefill by every method, in turn, from the tower's features on."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import torch
 from harness import too_much
 from memory import with_peak
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from adatp.flops import Flops
 from adatp.methods import METHODS, AdaTP, FastV, Method
 from adatp.models import family_of
+from adatp.relevance import Relevance
 from adatp.run import Loaded
 from adatp.study.measure import prefill
 from adatp_kernels.dispatch import Impl
@@ -27,6 +31,7 @@ class Contender:
         like: another contender, before this one, whose FLOPs it is turned to.
         impl: implementation of the three operations.
         is_eager: whether it is FastV as its authors run it, rather than on this engine.
+        compares: whether frames are compared with the question, if the method wants it.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Contender:
     like: str | None = None
     impl: Impl = "auto"
     is_eager: bool = False
+    compares: bool = True
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class Timed:
         kept: visual tokens at every layer's input.
         ratio: FLOPs over the unpruned ones, of the linear layers as the paper counts.
         ratio_causal: the same with attention, half of its matrix as a causal one needs.
+        ratio_all: the same with what it takes to compare the frames with the question.
         seconds: of each round.
         to_unpruned: the same over the unpruned prefill of the round.
         peak_bytes: the most that tensors held at a time, above what was before.
@@ -57,6 +64,7 @@ class Timed:
     kept: list[int] = field(default_factory=list)
     ratio: float = 1.0
     ratio_causal: float = 1.0
+    ratio_all: float = 1.0
     seconds: list[float] = field(default_factory=list)
     to_unpruned: list[float] = field(default_factory=list)
     peak_bytes: int = 0
@@ -64,7 +72,7 @@ class Timed:
 
 
 def contenders(adatp: AdaTP, *, others: Sequence[str], is_triton: bool) -> list[Contender]:
-    """Unpruned, AdaTP at three settings, and other methods at what it costs at p = 1.
+    """Unpruned, AdaTP at three settings and without relevance, and other methods at what it costs at p = 1.
 
     Args:
         adatp: at p = 1, with the schedule that fits the model's layers.
@@ -73,7 +81,7 @@ def contenders(adatp: AdaTP, *, others: Sequence[str], is_triton: bool) -> list[
     """
     own = [Contender(f"AdaTP p={p:g}", adatp.with_knob(p)) for p in (2.0, 1.5, 1.0)]
     like = own[-1].name
-    found = [Contender("unpruned", None), *own]
+    found = [Contender("unpruned", None), *own, Contender(f"{like}, relevance=None", adatp, compares=False)]
     if is_triton:
         found.append(Contender(f"{like}, reference", adatp, impl="reference"))
     for name in others:
@@ -103,7 +111,7 @@ def race(
     """
     methods, refused = _settled(loaded, inputs, entered)
     running = [one for one in entered if one.name in methods]
-    reports: dict[Method | None, Any] = {}
+    reports: dict[tuple[Method | None, bool], Any] = {}
     seconds: dict[str, list[float]] = {one.name: [] for one in running}
     peaks: dict[str, int] = {}
     device = loaded.model.device.type
@@ -114,11 +122,12 @@ def race(
             if one.is_eager:
                 (took, _), held = with_peak(partial(fastv_eager, loaded, inputs, method), device)
             else:
-                measured, held = with_peak(partial(prefill, loaded, inputs, method, impl=one.impl), device)
-                took, reports[method] = measured.seconds, measured.report
+                model = loaded if one.compares else replace(loaded, relevance=None)
+                measured, held = with_peak(partial(prefill, model, inputs, method, impl=one.impl), device)
+                took, reports[method, one.compares] = measured.seconds, measured.report
             seconds[one.name].append(took)
             peaks[one.name] = max(peaks.get(one.name, 0), held)
-    whole = seconds[entered[0].name]
+    whole, comparing = seconds[entered[0].name], relevance_flops(loaded, inputs)
 
     def timed(one: Contender) -> Timed:
         if one.name in refused:
@@ -128,11 +137,14 @@ def race(
             "to_unpruned": [mine / other for mine, other in zip(seconds[one.name], whole, strict=True)],
             "peak_bytes": peaks[one.name],
         }
-        report = reports[methods[one.name]]  # FastV leaves the same in both forms
+        report = reports[methods[one.name], one.compares]  # FastV leaves the same in both forms
         if report is None:
             return Timed(one.name, **own)
         (sample, *_), flops = report.samples, report.flops
-        return Timed(one.name, sample.method.settings(), list(sample.kept), flops.ratio, causal(flops), **own)
+        ratio = causal(flops)
+        compared = one.compares and sample.method.wants_frames
+        extra = comparing / (flops.linear_full + flops.attention_full / 2) if compared else 0.0
+        return Timed(one.name, sample.method.settings(), list(sample.kept), flops.ratio, ratio, ratio + extra, **own)
 
     return [timed(one) for one in entered]
 
@@ -172,6 +184,19 @@ def _too_large(loaded: Loaded, length: int) -> str:
     """Why one layer's attention matrix, its mask and its softmax do not fit; empty if they do."""
     config = loaded.model.config.text_config
     return too_much(3 * config.num_attention_heads * length**2 * loaded.model.dtype.itemsize)
+
+
+def relevance_flops(loaded: Loaded, inputs: Mapping[str, Any]) -> int:
+    """FLOPs of comparing the frames of the prompts with their questions."""
+    relevance, states = loaded.relevance, loaded.model.model.vision_tower.states
+    assert isinstance(relevance, Relevance)
+    prompts, frames = inputs["pixel_values_videos"].shape[:2]
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):  # a CPU's fused attention is not counted
+        with FlopCounterMode(display=False) as a_frame:
+            relevance.frames(states[:1])
+        with FlopCounterMode(display=False) as a_question:
+            relevance.text(["What happens?"])
+    return prompts * (frames * a_frame.get_total_flops() + a_question.get_total_flops())
 
 
 def causal(flops: Flops) -> float:

@@ -5,56 +5,76 @@ from typing import Any
 
 import torch
 
-import adatp
 from adatp.methods import Method
 from adatp.models import family_of
 from adatp.run import Loaded, decode, inputs_of
-from adatp.stopwatch import Stopwatch, now
+from adatp.stopwatch import now
+from adatp.study.measure import applied
+from e2e.exclusive import Exclusive
 from e2e.models import Build
+from e2e.prefill import causal
 
 QUESTION = "What happens in the street?"
+RELEVANCE = ("SigLIP layer", "SigLIP head", "SigLIP text tower")
+LAYER = "tower layer"
 
 
 @torch.inference_mode()
-def stages(loaded: Loaded, build: Build, video: Path, frames: int, method: Method) -> dict[str, Any]:
-    """Seconds of every stage of one request, once it is warm.
+def stages(loaded: Loaded, build: Build, video: Path, frames: int, method: Method | None) -> dict[str, Any]:
+    """Seconds of every stage of one request, once a short one has run.
 
     Args:
         loaded: the model.
         build: how it was built.
         video: a file.
         frames: to sample.
-        method: to prune with.
+        method: to prune with; None for none.
 
     Returns:
-        `seconds` by stage, "tower layer" being one of the vision tower's, the mean; and `whole_tower`, what all of the
-        published tower's layers would take at that, which is measured where it has them all.
+        `frames` that there are; `seconds` by stage; `missing_tower`, what the layers that the published vision tower
+        has and this one has not would take at what one of its layers takes; and of the pruned video `kept`, the
+        visual tokens at every layer's input, and `ratio_causal`, the decoder's FLOPs over the unpruned ones.
     """
-    clip, decoding = decode(str(video), frames)
-    begin = now()
-    inputs = inputs_of(loaded, clip, QUESTION)
-    preprocessing = now() - begin
-    relevance, body, family = loaded.relevance, loaded.model.model, family_of(loaded.model)
-    assert not isinstance(relevance, str)
-    assert relevance is not None
-    tower_layers = list(body.vision_tower.encoder.layers)
-    watched = {
-        "vision tower": [body.vision_tower],
-        "tower layers": tower_layers,
-        "projector": [body.multi_modal_projector],
-        "SigLIP layer": list(relevance.layers),
-        "SigLIP head": [relevance.head],
-        "SigLIP text tower": [relevance.text_model],
-        "decoder": [family.decoder],
-    }
-    with adatp.apply(loaded.model, loaded.processor, method, relevance=relevance), Stopwatch(watched) as watch:
+    assert not isinstance(loaded.relevance, str)
+    assert loaded.relevance is not None
+    body = loaded.model.model
+    tower, layers = body.vision_tower, body.vision_tower.encoder.layers
+    with applied(loaded, method) as pruned:
+        short, _ = decode(str(video), 2)
+        loaded.model.generate(**inputs_of(loaded, short, QUESTION), max_new_tokens=1, do_sample=False)
+        clip, decoding = decode(str(video), frames)
         begin = now()
-        loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
-        generating = now() - begin
-    seconds = watch.seconds
-    layer = seconds.pop("tower layers") / len(tower_layers)
-    seconds["decoder"] -= sum(value for name, value in seconds.items() if name.startswith("SigLIP"))
-    first = {"video decoding": decoding, "preprocessing": preprocessing, **seconds}
-    first["rest"] = generating - sum(seconds.values())
-    whole = seconds["vision tower"] + layer * (build.missing_tower_layers)
-    return {"frames": len(clip.frames), "seconds": first, "tower_layer": layer, "whole_tower": whole}
+        inputs = inputs_of(loaded, clip, QUESTION)
+        preprocessing = now() - begin
+        with Exclusive() as spent:
+            spent.watch("vision tower", tower)
+            for layer in layers:
+                spent.watch(LAYER, layer)
+            spent.watch("projector", body.multi_modal_projector)
+            for layer in loaded.relevance.layers:
+                spent.watch(RELEVANCE[0], layer)
+            spent.watch(RELEVANCE[1], loaded.relevance.head)
+            spent.watch(RELEVANCE[2], loaded.relevance.text_model)
+            spent.watch("decoder", family_of(loaded.model).decoder)
+            begin = now()
+            loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+            generating = now() - begin
+        report = None if pruned is None else pruned.report
+    own = spent.seconds
+    seconds = {
+        "video decoding": decoding,
+        "preprocessing": preprocessing,
+        "vision tower": own["vision tower"] + own[LAYER],
+        "projector": own["projector"],
+        **{name: own[name] for name in RELEVANCE},
+        "decoder": own["decoder"],
+        "rest": generating - own.total(),
+    }
+    found = {
+        "frames": len(clip.frames),
+        "seconds": seconds,
+        "missing_tower": own[LAYER] / len(layers) * build.missing_tower_layers,
+    }
+    if report is None:
+        return found
+    return {**found, "kept": list(report.samples[0].kept), "ratio_causal": causal(report.flops)}

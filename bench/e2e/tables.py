@@ -17,8 +17,11 @@ def tables(result: Result) -> list[tuple[str, Rows]]:
         where = f"{model['name']}, {model['frames']} frames, {model['visual_tokens']} visual tokens"
         made.append((f"Prefill of the language model: {where}", _race(model["rows"])))
         made.append((f"Where a prefill at p = 1 goes: {where}", _parts(model["parts"])))
-    first = result["models"][0]["name"]
-    made.append((f"To the first token, at p = 1: {first}, {result['stages']['frames']} frames", _stages(result)))
+        made.append((f"Prefill by layer: {where}", _layers(model)))
+    first, stages = result["models"][0]["name"], result["stages"]
+    made.append(
+        (f"To the first token: {first}, {stages['unpruned']['frames']} frames of a real video", _stages(stages))
+    )
     made.append((f"Decoding: {first}", _decode(result["decode"])))
     made.append((f"Other sizes: {first}", _vary(result["vary"])))
     made.append((f"One cut of longer videos, reference shapes of {result['cuts_model']}", _cuts(result["cuts"])))
@@ -30,31 +33,41 @@ def tables(result: Result) -> list[tuple[str, Rows]]:
 def _race(rows: list[Result]) -> Rows:
     whole = rows[0]
     made = [
-        ["", "FLOPs", "with attention", "median", "quartiles", "of unpruned", "of the ideal speed-up", "peak memory"]
+        [
+            "",
+            "FLOPs",
+            "with attention",
+            "and relevance",
+            "median",
+            "quartiles",
+            "of unpruned",
+            "of the ideal speed-up",
+            "with relevance in it",
+            "peak memory",
+        ]
     ]
     for row in rows:
         if row["refused"]:
-            made.append([row["name"], "cannot", *[""] * 6])
+            made.append([row["name"], "cannot", *[""] * 8])
             continue
         low, middle, high = quartiles(row["seconds"])
         made.append(
             [
                 row["name"],
-                _percent(row["ratio"]),
-                _percent(row["ratio_causal"]),
+                *(_percent(row[ratio]) for ratio in ("ratio", "ratio_causal", "ratio_all")),
                 _seconds(middle),
                 f"{_seconds(low)} - {_seconds(high)}",
                 f"{median(row['to_unpruned']):.3f}",
-                _percent(of_ideal(row)),
+                *(_percent(of_ideal(row, ratio)) for ratio in ("ratio_causal", "ratio_all")),
                 f"{row['peak_bytes'] / 1e6:.0f} MB, {row['peak_bytes'] / whole['peak_bytes']:.2f}x",
             ]
         )
     return made
 
 
-def of_ideal(row: Result) -> float:
-    """Speed-up over what FLOPs promise, attention's half matrix among them."""
-    return row["ratio_causal"] / median(row["to_unpruned"])
+def of_ideal(row: Result, ratio: str = "ratio_causal") -> float:
+    """Speed-up over what the decoder's FLOPs promise, or, by `"ratio_all"`, over what all FLOPs do."""
+    return row[ratio] / median(row["to_unpruned"])
 
 
 def overhead(parts: Result) -> dict[str, float]:
@@ -73,11 +86,37 @@ def _parts(parts: Result) -> Rows:
     ]
 
 
-def _stages(result: Result) -> Rows:
-    seconds, total = result["stages"]["seconds"], sum(result["stages"]["seconds"].values())
-    made = [["", "time", "share"]]
-    made += [[name, _seconds(own), _percent(own / total)] for name, own in seconds.items()]
-    return [*made, ["together", _seconds(total), _percent(1)]]
+def _layers(model: Result) -> Rows:
+    kept = next(row["kept"] for row in model["rows"] if row["name"] == "AdaTP p=1")
+    made = [["layer", "tokens at p = 1", "unpruned", "AdaTP p=1", "of unpruned"]]
+    times = zip(kept, model["unpruned_layers"], model["parts"]["layers"], strict=True)
+    for index, (visual, whole, pruned) in enumerate(times):
+        tokens = f"{visual + model['text_tokens']:,}"
+        made.append([str(index), tokens, _seconds(whole), _seconds(pruned), f"{pruned / whole:.3f}"])
+    return made
+
+
+def _stages(stages: Result) -> Rows:
+    whole, pruned = stages["unpruned"], stages["AdaTP p=1"]
+    made = [["", "unpruned", "AdaTP p=1", "of unpruned"]]
+
+    def line(name: str, before: float, after: float) -> None:
+        made.append([name, _seconds(before), _seconds(after), f"{after / before:.3f}" if before else "only pruned"])
+
+    for name, seconds in whole["seconds"].items():
+        line(name, seconds, pruned["seconds"][name])
+    totals = [sum(own["seconds"].values()) for own in (whole, pruned)]
+    line("together", *totals)
+    if whole["missing_tower"]:
+        totals = [total + own["missing_tower"] for total, own in zip(totals, (whole, pruned), strict=True)]
+        line("with all layers of the tower", *totals)
+    # nothing but the decoder can become faster, and by its FLOPs
+    line(
+        "what its FLOPs leave (Amdahl)",
+        totals[0],
+        totals[0] - (1 - pruned["ratio_causal"]) * whole["seconds"]["decoder"],
+    )
+    return made
 
 
 def _decode(decode: Result) -> Rows:
