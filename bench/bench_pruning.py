@@ -18,7 +18,7 @@ from adatp_kernels.compact import compact
 from adatp_kernels.score import score
 from adatp_kernels.select import segment_begins, select
 
-FORWARD = "forward: built-in model on the CPU, 32 frames"
+FORWARD = "forward: small untrained model on the CPU, 32 frames"
 CASE = Case(BASE)
 FIRST = f"first cut: {CASE}"
 PREFILL = f"pruned prefill: {CASE}"
@@ -26,7 +26,7 @@ PREFILL = f"pruned prefill: {CASE}"
 
 @pytest.fixture(scope="module")
 def small():
-    """The built-in model and 32 random frames in 8 shots."""
+    """The small untrained model and 32 random frames in 8 shots."""
     untrained = load_untrained()
     random = np.random.default_rng(0)
     shots = random.integers(0, 256, (8, 14, 14, 3), dtype=np.uint8).repeat(14, 1).repeat(14, 2)

@@ -239,6 +239,7 @@ RESULT = {
             "frames": 32,
             "visual_tokens": 6272,
             "text_tokens": 113,
+            "is_whole": True,
             "rows": [
                 row("unpruned", 10.0),
                 row("AdaTP p=1", 3.0, ratio=0.288, peak=60),
@@ -291,6 +292,9 @@ class TestGoals:
     )
     def test_one_missed(self, number, change):
         assert self.judged(change) == [i != number for i in range(6)]
+
+    def test_a_part_of_a_decoder_is_not_judged(self):
+        assert self.judged(lambda r: r["models"][0].update(is_whole=False)) == [True, True]
 
     def test_a_gpu_has_others(self):
         def on_gpu(result):

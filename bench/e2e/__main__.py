@@ -138,16 +138,18 @@ def compare(
         inputs = prompt(loaded, shape.frames, shape.text_tokens, shape.tokens_per_frame)
         rows = race(loaded, inputs, entered, rounds=rounds, tell=tell)
         tell(f"{build}: where the time goes")
-        found, plain = parts(loaded, inputs, method), parts(loaded, inputs, None)
+        found = parts(loaded, inputs, method)
+        plain = parts(loaded, inputs, None)["layers"] if build.is_whole else []
     return {
         "name": str(build),
         "layers": build.layers,
+        "is_whole": build.is_whole,
         "frames": shape.frames,
         "visual_tokens": shape.visual_tokens,
         "text_tokens": shape.text_tokens,
         "rows": [asdict(row) for row in rows],
         "parts": found,
-        "unpruned_layers": plain["layers"],
+        "unpruned_layers": plain,
     }
 
 

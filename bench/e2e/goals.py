@@ -13,7 +13,8 @@ def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Every goal that the run decides: `goal`, what was `measured`, and whether it is `met`."""
     found = []
     for model in result["models"]:
-        found += _of_model(model, on_gpu=result["machine"]["device"] != "cpu")
+        if model["is_whole"]:  # of a few layers, what comes before the first cut is most
+            found += _of_model(model, on_gpu=result["machine"]["device"] != "cpu")
     slowest = max(result["vary"], key=lambda case: median(case["pruned"]) / median(case["unpruned"]))
     ratio = median(slowest["pruned"]) / median(slowest["unpruned"])
     sizes = f"{slowest['frames']} frames, {slowest['text_tokens']} text tokens, batch {slowest['batch']}"

@@ -17,7 +17,8 @@ def tables(result: Result) -> list[tuple[str, Rows]]:
         where = f"{model['name']}, {model['frames']} frames, {model['visual_tokens']} visual tokens"
         made.append((f"Prefill of the language model: {where}", _race(model["rows"])))
         made.append((f"Where a prefill at p = 1 goes: {where}", _parts(model["parts"])))
-        made.append((f"Prefill by layer: {where}", _layers(model)))
+        if model["is_whole"]:
+            made.append((f"Prefill by layer: {where}", _layers(model)))
     first, stages = result["models"][0]["name"], result["stages"]
     made.append(
         (f"To the first token: {first}, {stages['unpruned']['frames']} frames of a real video", _stages(stages))
