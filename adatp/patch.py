@@ -287,17 +287,20 @@ class Pruned:
         forward = self._thread.forward
         return decoder(*args, **kwargs) if forward is None else forward.decode(decoder, kwargs)
 
-    def _prompt(self) -> PrunedPrompt | None:
-        """The prompt in the decoder, where the calling thread is in a prefill; compiled code never is."""
-        if torch.compiler.is_compiling() or self._thread.forward is None:
-            return None
-        return self._thread.forward.prompt
-
     def _on_layer(
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        prompt = self._prompt()
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
+        if torch.compiler.is_compiling() and hidden.shape[1] == 1:
+            return args, self._decoding.enter(index, hidden, kwargs)
+        entered: tuple[tuple[Any, ...], dict[str, Any]] = self._enter(index, hidden, args, kwargs)
+        return entered
+
+    @torch.compiler.disable
+    def _enter(
+        self, index: int, hidden: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        prompt = self._prompt()
         if prompt is None:
             return args, self._decoding.enter(index, hidden, kwargs)
         hidden, kwargs = prompt.enter(index, hidden, kwargs)
@@ -306,11 +309,22 @@ class Pruned:
         return args, {**kwargs, "hidden_states": hidden}
 
     def _on_query(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if torch.compiler.is_compiling() and output.shape[1] == 1:
+            self._decoding.project(index, output)
+        else:
+            self._project(index, output)
+
+    @torch.compiler.disable
+    def _project(self, index: int, output: Tensor) -> None:
         prompt = self._prompt()
         if prompt is not None:
             prompt.project(index, output)
         else:
             self._decoding.project(index, output)
+
+    def _prompt(self) -> PrunedPrompt | None:
+        """The prompt in the decoder, where the calling thread is in a prefill."""
+        return None if self._thread.forward is None else self._thread.forward.prompt
 
     def _run_mlp(self, mlp: Callable[..., Any], hidden: Tensor) -> Any:
         """In blocks: before the first cut the MLP's intermediates would else be most of what the prefill holds."""

@@ -270,6 +270,30 @@ class TestBlocks:
         assert set(seen) == {sdpa_inputs["input_ids"].shape[1]}
 
 
+@pytest.mark.parametrize("hooks_too", [True, False], ids=["call", "forward"])
+def test_layers_compiled_one_by_one_still_prune(hooks_too):
+    """`layer.compile()` compiles its hooks as well, among them the one that cuts."""
+    small = load_untrained(image_size=84, layers=4)
+    inputs = make_inputs(small, ["What is in the picture?"])
+    torch._dynamo.reset()
+    with (
+        torch.no_grad(),
+        adatp.apply(small.model, small.processor, adatp.AdaTP(last=3), relevance=small.relevance) as pruned,
+    ):
+        expected, expected_report = small.model(**inputs), pruned.report
+        for layer in small.model.model.language_model.layers:
+            if hooks_too:
+                layer.compile(backend="eager", dynamic=True)
+            else:
+                layer.forward = torch.compile(layer.forward, backend="eager", dynamic=True)
+        output = small.model(**inputs)
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+        assert pruned.report is not expected_report
+        assert pruned.report.samples[0].kept == expected_report.samples[0].kept
+    torch.testing.assert_close(output.logits, expected.logits, rtol=1e-5, atol=1e-6)
+    torch._dynamo.reset()
+
+
 class TestQuestion:
     def test_is_read_from_the_prompt(self, sdpa, sdpa_inputs):
         with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance) as pruned:
