@@ -35,12 +35,12 @@ def study() -> str:
 
 
 def speed() -> str:
-    """Time to first token: every machine's prefill and goals."""
+    """Time to first token: every machine's prefill, stages and goals."""
     parts = []
     for file in sorted(RESULTS.glob("e2e-*.json")):
         found = json.loads(file.read_text(encoding="utf-8"))
         made = tables(found)
-        shown = [own for own in made if own[0].startswith(("Prefill", "Goals"))]
+        shown = [own for own in made if own[0].startswith(("Prefill of", "To the first", "Goals"))]
         head = (
             f"`{file.relative_to(ROOT)}`, all of it in [{file.stem}.md](bench/results/{file.stem}.md). {_where(found)}"
         )
