@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from statistics import median
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from adatp_kernels.score import score
 from adatp_kernels.select import select
 from e2e.models import Build, given_states, prompt
 from e2e.prefill import Contender, race
+
+REPEATS = 5  # of a cut's operations
 
 
 def vary(
@@ -55,7 +58,7 @@ def vary(
 
 
 def cut(model: str, frames: int) -> dict[str, Any]:
-    """Seconds of the three operations of a first cut, at random tensors of a model's shape, the second time."""
+    """Seconds of the three operations of a first cut, at random tensors of a model's shape: medians, once warm."""
     case = Case(model, frames)
     s = score_inputs(case)
     x, c = select_inputs(case), compact_inputs(case)
@@ -66,10 +69,12 @@ def cut(model: str, frames: int) -> dict[str, Any]:
     }
     took = {}
     for name, run in operations.items():
-        run()
-        begin = now()
-        run()
-        took[name] = now() - begin
+        seconds = []
+        for _ in range(1 + REPEATS):
+            begin = now()
+            run()
+            seconds.append(now() - begin)
+        took[name] = median(seconds[1:])
     return {"frames": frames, "visual_tokens": case.visual, **took}
 
 
