@@ -276,6 +276,7 @@ def test_layers_compiled_one_by_one_still_prune(hooks_too):
     small = load_untrained(image_size=84, layers=4)
     inputs = make_inputs(small, ["What is in the picture?"])
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     with (
         torch.no_grad(),
         adatp.apply(small.model, small.processor, adatp.AdaTP(last=3), relevance=small.relevance) as pruned,

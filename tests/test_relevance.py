@@ -20,7 +20,11 @@ def make_siglip(layers=4, head=True):
         **SHAPE, num_hidden_layers=2, projection_size=32, vocab_size=300, max_position_embeddings=64,
         pad_token_id=0, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
-    return SiglipModel(SiglipConfig(vision_config=vision, text_config=text)).eval()
+    siglip = SiglipModel(SiglipConfig(vision_config=vision, text_config=text)).eval()
+    if head:
+        torch.nn.init.normal_(siglip.vision_model.head.attention.in_proj_bias)  # they begin as zeros, and are trained
+        torch.nn.init.normal_(siglip.vision_model.head.attention.out_proj.bias)
+    return siglip
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import torch
 
 from adatp.methods import Method
 from adatp.models import family_of
+from adatp.relevance import Relevance
 from adatp.run import Loaded, decode, inputs_of
 from adatp.stopwatch import now
 from adatp.study.measure import applied
@@ -35,8 +36,7 @@ def stages(loaded: Loaded, build: Build, video: Path, frames: int, method: Metho
         has and this one has not would take at what one of its layers takes; and of the pruned video `kept`, the
         visual tokens at every layer's input, and `ratio_causal`, the decoder's FLOPs over the unpruned ones.
     """
-    assert not isinstance(loaded.relevance, str)
-    assert loaded.relevance is not None
+    assert isinstance(loaded.relevance, Relevance)
     body = loaded.model.model
     tower, layers = body.vision_tower, body.vision_tower.encoder.layers
     with applied(loaded, method) as pruned:
