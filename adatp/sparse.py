@@ -58,11 +58,10 @@ class SparseVisual:
         attention = score(query, key, rows, (0, slots), scale=scale, first_key=first_key, impl=impl)
         attention = attention if average is None else average(attention)
         attention = attention.masked_fill(~self._visual, 0.0)
-        segment = torch.where(self._visual, 0, FIXED)
-        best = select(
+        best, _ = select(
             attention,
-            segment,
-            torch.zeros_like(segment),
+            torch.where(self._visual, 0, FIXED),
+            torch.zeros(batch, 1, dtype=torch.int64, device=key.device),
             self._quota[:, None],
             positions=1,
             deduplicate=False,

@@ -5,89 +5,84 @@ from torch import Tensor
 
 from adatp_kernels.dispatch import Impl, resolve
 
-FIXED = -1  # segment id of a token that is never dropped: text, special tokens, a trailing newline
-PADDING = -2  # segment id of a slot that holds no token and is always dropped
+FIXED = -1  # position of a token that is never dropped: text, special tokens, a trailing newline
+PADDING = -2  # position of a slot that holds no token and is always dropped
 
 
 def select(
     score: Tensor,
-    segment: Tensor,
     position: Tensor,
+    begin: Tensor,
     quota: Tensor,
     *,
     positions: int,
     start: int = 0,
-    begin: Tensor | None = None,
+    segment: Tensor | None = None,
     deduplicate: bool = True,
     impl: Impl = "auto",
-) -> Tensor:
-    """Which tokens stay.
+) -> tuple[Tensor, Tensor]:
+    """Choose which tokens stay, and count them by segment.
 
     In every segment the `quota` highest scores are taken, ties to the earlier token, NaN after everything else. With
     `deduplicate`, of the taken tokens that share a spatial position within a segment only the best stays. A token is
     therefore kept iff it ranks below its segment's quota and is the best of its (segment, position) group.
 
+    A segment is one stretch of tokens, or several in a row: at a first cut the host knows where every frame begins, and
+    the device which segment it belongs to.
+
     Args:
         score: `[B, C]` float32, float16 or bfloat16: of the tokens `start` to `start + C`.
-        segment: `[B, L]` int64 in `[0, S)`, or `FIXED` (always kept), or `PADDING` (never kept). Segments stand in
-            order: along the tokens their ids never fall; `FIXED` and `PADDING` may be anywhere among them.
-        position: `[B, L]` int64 in `[0, positions)`, the index within the frame; read where `segment >= 0`.
+        position: `[B, L]` int64: the index within the frame, in `[0, positions)`, of a token that may be dropped;
+            `FIXED` is always kept, `PADDING` and whatever else is out of range never.
+        begin: `[B, R]` int64: the first token of every stretch, never falling. A stretch reaches to where the next one
+            begins, the last one to L; it may be empty. What lies before the first one must not be prunable.
         quota: `[B, S]` int64, how many tokens each segment may keep; may be 0 or more than it has.
         positions: spatial positions in a frame.
         start: the first token with a score. What lies outside the scores must not be prunable.
-        begin: `[B, S]` int64 for a caller that knows it: the tokens of segment s lie from `begin[s]` up to
-            `begin[s + 1]`. None has it found here (`segment_begins`).
+        segment: `[B, R]` int64 in `[0, S)`, never falling: the segment of every stretch. None: each is one, R = S.
         deduplicate: whether algorithm 1 runs after the top-k.
         impl: see `adatp_kernels.dispatch`.
 
     Returns:
-        `[B, L]` bool.
+        `[B, L]` bool, the tokens that stay, and `[B, S]` int64, how many prunable tokens of each segment do.
 
     Raises:
         ValueError: shapes or dtypes that do not fit together, or no position at all.
     """
-    _check(score, segment, position, quota, positions, start, begin)
-    if resolve(impl, segment.device) == "triton":
+    _check(score, position, begin, quota, positions, start, segment)
+    if resolve(impl, position.device) == "triton":
         from adatp_kernels.select_triton import select_triton
 
-        begin = segment_begins(segment, quota.shape[1]) if begin is None else begin
-        keep: Tensor = select_triton(score, segment, position, quota, begin, start, positions, deduplicate)
-        return keep
-    return select_reference(score, segment, position, quota, positions=positions, start=start, deduplicate=deduplicate)
-
-
-def segment_begins(segment: Tensor, segments: int) -> Tensor:
-    """`[B, S]` int64: the first token whose segment is s or a later one; L where there is none.
-
-    Args:
-        segment: `[B, L]` int64 as `select` takes it, in order.
-        segments: S.
-    """
-    if segment.shape[1] == 0:
-        return torch.zeros(segment.shape[0], segments, dtype=torch.int64, device=segment.device)
-    so_far = segment.cummax(1).values
-    wanted = torch.arange(segments, device=segment.device).repeat(segment.shape[0], 1)
-    return torch.searchsorted(so_far, wanted)
+        selected: tuple[Tensor, Tensor] = select_triton(
+            score, position, begin, quota, segment, start, positions, deduplicate
+        )
+        return selected
+    return select_reference(
+        score, position, begin, quota, positions=positions, start=start, segment=segment, deduplicate=deduplicate
+    )
 
 
 def select_reference(
     score: Tensor,
-    segment: Tensor,
     position: Tensor,
+    begin: Tensor,
     quota: Tensor,
     *,
     positions: int,
     start: int = 0,
+    segment: Tensor | None = None,
     deduplicate: bool = True,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """`select` in PyTorch: two stable sorts give the rank within the segment, a segmented minimum deduplicates."""
-    keep = segment == FIXED
-    stop = start + score.shape[1]
-    segment, position = segment[:, start:stop], position[:, start:stop]
     batch, length = score.shape
     segments = quota.shape[1]
-    prunable = segment >= 0
-    home = segment.clamp(min=0)
+    keep = position == FIXED
+    position = position[:, start : start + length]
+    prunable = (position >= 0) & (position < positions)
+
+    place = torch.arange(length, device=score.device).expand(batch, length)
+    stretch = torch.searchsorted(begin.contiguous(), place + start, right=True).sub(1).clamp(min=0)
+    home = stretch if segment is None else segment.gather(1, stretch)
 
     # ascending order of -score puts NaN last; stable, so ties go to the earlier token
     by_score = score.neg().argsort(dim=1, stable=True)
@@ -95,36 +90,30 @@ def select_reference(
     by_segment = bucket.gather(1, by_score).argsort(dim=1, stable=True)
     order = by_score.gather(1, by_segment)  # tokens by (segment, rank)
 
-    size = torch.zeros(batch, segments + 1, dtype=torch.int64, device=score.device)
-    size.scatter_add_(1, bucket, torch.ones_like(bucket))
+    def count(of: Tensor) -> Tensor:
+        """`[B, S + 1]`: the tokens of each bucket."""
+        return torch.zeros(batch, segments + 1, dtype=torch.int64, device=score.device).scatter_add_(1, bucket, of)
+
+    size = count(torch.ones_like(bucket))
     first = size.cumsum(1) - size  # where each segment begins in `order`
-    place = torch.arange(length, device=score.device).expand(batch, length)
     rank = torch.empty_like(bucket).scatter_(1, order, place) - first.gather(1, bucket)
 
-    taken = rank < quota.gather(1, home)
+    taken = prunable & (rank < quota.gather(1, home))
     if deduplicate:
         group = home * positions + torch.where(prunable, position, 0)
         best = torch.full((batch, segments * positions), length, dtype=torch.int64, device=score.device)
         best.scatter_reduce_(1, group, torch.where(prunable, rank, length), "amin")
         taken &= rank == best.gather(1, group)
-    keep[:, start:stop] |= taken & prunable
-    return keep
+    keep[:, start : start + length] |= taken
+    return keep, count(taken.long())[:, :segments].contiguous()
 
 
 def _check(
-    score: Tensor,
-    segment: Tensor,
-    position: Tensor,
-    quota: Tensor,
-    positions: int,
-    start: int,
-    begin: Tensor | None,
+    score: Tensor, position: Tensor, begin: Tensor, quota: Tensor, positions: int, start: int, segment: Tensor | None
 ) -> None:
-    if segment.ndim != 2 or position.shape != segment.shape:
-        raise ValueError(
-            f"segment and position must be [B, L] alike, got {tuple(segment.shape)} and {tuple(position.shape)}"
-        )
-    batch, length = segment.shape
+    if position.ndim != 2:
+        raise ValueError(f"position must be [B, L], got {tuple(position.shape)}")
+    batch, length = position.shape
     if score.ndim != 2 or score.shape[0] != batch:
         raise ValueError(f"score must be [B, C] with B = {batch}, got {tuple(score.shape)}")
     if score.dtype not in (torch.float32, torch.float16, torch.bfloat16):
@@ -133,7 +122,11 @@ def _check(
         raise ValueError(f"start must leave the {score.shape[1]} scores within the {length} tokens, got {start}")
     if quota.ndim != 2 or quota.shape[0] != batch or quota.shape[1] < 1:
         raise ValueError(f"quota must be [B, S] with B = {batch} and S >= 1, got {tuple(quota.shape)}")
-    if begin is not None and begin.shape != quota.shape:
-        raise ValueError(f"begin must be [B, S] = {tuple(quota.shape)}, got {tuple(begin.shape)}")
+    if segment is None and begin.shape != quota.shape:
+        raise ValueError(f"begin must be [B, S] = {tuple(quota.shape)} without segment, got {tuple(begin.shape)}")
+    if begin.ndim != 2 or begin.shape[0] != batch or begin.shape[1] < 1:
+        raise ValueError(f"begin must be [B, R] with B = {batch} and R >= 1, got {tuple(begin.shape)}")
+    if segment is not None and segment.shape != begin.shape:
+        raise ValueError(f"segment must be [B, R] = {tuple(begin.shape)}, got {tuple(segment.shape)}")
     if positions < 1:
         raise ValueError(f"positions must be at least 1, got {positions}")
