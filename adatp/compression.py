@@ -34,13 +34,16 @@ class Compression:
         self._saliency = saliency
         self._keys = keys
         self._begins: list[int] = []  # of every video
-        for places in layout.visual.split([frames * layout.tokens_per_frame for frames in layout.videos]):
-            if int(places[-1] - places[0]) + 1 != len(places):
+        c, frame = layout.tokens_per_frame, 0
+        for frames in layout.videos:
+            begins = layout.begins[frame : frame + frames]
+            if begins != tuple(range(begins[0], begins[0] + frames * c, c)):
                 raise ValueError(
                     f"method {method.name!r} takes videos without other tokens among their own; use one that works "
                     "between the layers, such as 'adatp' or 'fastv'"
                 )
-            self._begins.append(int(places[0]))
+            self._begins.append(begins[0])
+            frame += frames
         self._counts = [method.count(frames, layout.grid) for frames in layout.videos]
         self.kept = sum(self._counts)
 

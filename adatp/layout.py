@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -33,19 +34,18 @@ class VideoGrid:
 
 @dataclass(frozen=True)
 class PromptLayout(VideoGrid):
-    """Where the videos and the text after them stand in a prompt of L tokens. Host tensors.
+    """Where the videos and the text after them stand in a prompt.
 
     Attributes:
-        frame: `[L]` int64: the frame of a prunable visual token, counted through all videos, `FIXED` for a token that
-            always stays.
-        position: `[L]` int64: index within the frame of a prunable token, 0 elsewhere.
-        rows: `[T]` int64: the text tokens after the last video, whose attention scores the visual ones.
+        length: tokens of the prompt, L.
+        begins: the first token of each frame, counted through all videos; the c tokens of a frame stand in a row.
+        rows: `[T]` int64 on the host: the text tokens after the last video, whose attention scores the visual ones.
         videos: frames of each video.
         grid: rows and columns of a frame's tokens; their product is c.
     """
 
-    frame: Tensor
-    position: Tensor
+    length: int
+    begins: tuple[int, ...]
     rows: Tensor
     videos: tuple[int, ...]
     grid: tuple[int, int]
@@ -56,13 +56,14 @@ class PromptLayout(VideoGrid):
             raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
 
     @property
-    def length(self) -> int:
-        return self.frame.shape[0]
+    def end(self) -> int:
+        """The first token after the last frame."""
+        return self.begins[-1] + self.tokens_per_frame
 
     @property
     def visual(self) -> Tensor:
-        """`[N_v]` int64: the prunable tokens."""
-        return (self.frame >= 0).nonzero().flatten()
+        """`[N_v]` int64 on the host: the prunable tokens."""
+        return (torch.tensor(self.begins)[:, None] + torch.arange(self.tokens_per_frame)).flatten()
 
 
 def by_layer(layers: int, whole: int, after: Mapping[int, int]) -> list[int]:

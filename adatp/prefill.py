@@ -6,7 +6,7 @@ cost a given share of FLOPs, which deduplication has a say in, is the first cut 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor
 from adatp.flops import linear_ratio
 from adatp.layout import PromptLayout, by_layer
 from adatp.methods.method import BetweenLayers, Grouping
+from adatp.transfer import send
 from adatp_kernels.compact import compact
 from adatp_kernels.dispatch import Impl
 from adatp_kernels.score import score
-from adatp_kernels.select import FIXED, segment_begins, select
+from adatp_kernels.select import FIXED, select
 
 FLOPS_TOLERANCE = 0.0005  # of a share that was asked for
 
@@ -30,12 +31,21 @@ class Places:
     Attributes:
         rows: `[1, T]` int64, on the device: the text rows.
         columns: the range with all prunable tokens in it.
-        begin: `[1, S]` int64, on the device: where each segment begins; None as long as the host does not know.
+        begin: `[1, n]` int64, on the device: the first token of each frame before the first cut, and of each segment
+            after it, when the frames have holes.
     """
 
     rows: Tensor
     columns: tuple[int, int]
-    begin: Tensor | None
+    begin: Tensor
+
+    def to(self, device: torch.device) -> "Places":
+        """The same on another device."""
+        return (
+            self
+            if self.rows.device == device
+            else replace(self, rows=self.rows.to(device), begin=self.begin.to(device))
+        )
 
 
 @dataclass(frozen=True)
@@ -45,8 +55,7 @@ class Tokens:
     Attributes:
         hidden: `[1, W, D]`.
         cos, sin: `[1, W, d]` rotary tables of the tokens' original positions.
-        segment: `[1, W]` int64, `FIXED` as in `PromptLayout.frame`.
-        position: `[1, W]` int64 spatial position.
+        position: `[1, W]` int64 index within the frame of a prunable token, `FIXED` for one that always stays.
         origin: `[1, W]` int64 index in the whole prompt.
         places: what a cut looks for.
     """
@@ -54,7 +63,6 @@ class Tokens:
     hidden: Tensor
     cos: Tensor
     sin: Tensor
-    segment: Tensor
     position: Tensor
     origin: Tensor
     places: Places
@@ -65,11 +73,11 @@ class Tokens:
 
     def follow(self, hidden: Tensor) -> "Tokens":
         """The same tokens with the hidden states a layer has put out, on whichever device it did."""
-        if hidden.device == self.cos.device:
+        device = hidden.device
+        if device == self.cos.device:
             return replace(self, hidden=hidden)
-        tensors = {f.name: getattr(self, f.name).to(hidden.device) for f in fields(self) if f.name != "places"}
-        places = replace(self.places, rows=self.places.rows.to(hidden.device))
-        return Tokens(**{**tensors, "hidden": hidden}, places=places)
+        moved = (part.to(device) for part in (self.cos, self.sin, self.position, self.origin))
+        return Tokens(hidden, *moved, places=self.places.to(device))
 
 
 @dataclass(frozen=True)
@@ -93,7 +101,6 @@ class _FirstCut(NamedTuple):
     """What the first cut settles; `quota` `[K, S]` is `Plan.kept` on the device, `keep` `[1, W]` bool."""
 
     method: BetweenLayers
-    grouping: Grouping
     quota: Tensor
     plan: Plan
     keep: Tensor
@@ -148,18 +155,12 @@ class Prefill:
         self.notes: list[str] = []
         self._frames = frames
         self._similarity = similarity
-        self._rows = method.rows(layout)
-
-        # What stands before the first visual token and after the last always stays, and so does its distance
-        # from that end.
-        visual = layout.visual
-        self._before = int(visual[0])
-        self._after = layout.length - 1 - int(visual[-1])
-        self._fixed = layout.length - visual.numel()
-
+        self._fixed = layout.length - layout.visual_tokens
         self._grouping = self._group(method)
-        self._quota = self._grouping.quota  # once the first cut is made, on the device and what stays
-        self._places: list[Places] = []  # after every cut
+        # of every cut, once the first one is made
+        self._widths: list[int] = []
+        self._quotas: Sequence[Tensor] = ()
+        self._places: list[Places] = []
         if not self.cuts:
             unknown = torch.full((layout.frames,), float("nan"), dtype=torch.float64)
             self.plan = Plan(self._grouping.segment_of_frame, unknown, self._grouping.significant, self._grouping.quota)
@@ -169,6 +170,11 @@ class Prefill:
         """Whether the frames were compared with a question."""
         return self._similarity is not None
 
+    @property
+    def awaited(self) -> list[Tensor]:
+        """What the first cut reads and no layer before it."""
+        return [part for part in (self._frames, self._similarity, *self._grouping) if part is not None]
+
     def _group(self, method: BetweenLayers) -> Grouping:
         ratios = list(method.cuts(self.layers).values())
         return method.group(ratios, self.layout, self._frames, self._similarity)
@@ -176,18 +182,18 @@ class Prefill:
     def tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tokens:
         """The uncut prompt: `[1, L, D]` hidden states and `[1, L, d]` rotary tables."""
         layout, device = self.layout, hidden.device
-        frame = layout.frame.to(device, non_blocking=True)[None]
-        segment_of_frame = self._grouping.segment_of_frame.to(device, non_blocking=True)[None]
-        segment = torch.where(frame >= 0, segment_of_frame.gather(1, frame.clamp(min=0)), frame)
-        (places,) = self._places_of([layout.length], None, device)
+        begin = send(torch.tensor([layout.begins]), device)  # [1, n]
+        within = torch.arange(layout.tokens_per_frame, device=device)
+        visual = (begin[..., None] + within).flatten(1)  # [1, N_v]
+        position = torch.full((1, layout.length), FIXED, device=device)
+        position.scatter_(1, visual, within.repeat(layout.frames)[None])
         return Tokens(
             hidden=hidden,
             cos=cos,
             sin=sin,
-            segment=segment,
-            position=layout.position.to(device, non_blocking=True)[None],
+            position=position,
             origin=torch.arange(layout.length, device=device)[None],
-            places=places,
+            places=Places(send(self.method.rows(layout), device)[None], self._columns(layout.length), begin),
         )
 
     def cut(self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tokens:
@@ -201,25 +207,25 @@ class Prefill:
             scale: its attention's scaling.
         """
         k = list(self.cuts).index(layer)
-        if self.plan is not None and torch.equal(self.plan.kept[k], self.plan.kept[k - 1]):
+        if k and self._widths[k] == self._widths[k - 1]:
             self.origins[layer] = tokens.origin
             return tokens  # every quota is above what lives: nothing goes
 
         scores = self._scores(tokens, query, key, scale)
-        if self.plan is None:
-            first = self._first_cut(self.method, tokens, scores) if self.flops is None else self._fit(tokens, scores)
-            self.method, self._grouping, self._quota, self.plan, keep = first
-            self._places = self._foresee(self.plan, keep.device)
+        if k:
+            keep, _ = self._keep(tokens, scores, self._quotas[k].to(scores.device))
         else:
-            keep = self._keep(tokens, scores, self._quota[k])
-        width = self._widths(self.plan)[k]
+            keep = self._make_first_cut(tokens, scores)
+        width = self._widths[k]
         tables = () if self.method.renumbers else (tokens.cos, tokens.sin)
-        hidden, segment, position, origin, *moved = compact(
-            keep, [width], (tokens.hidden, tokens.segment, tokens.position, tokens.origin, *tables), impl=self.impl
+        hidden, position, origin, *moved = compact(
+            keep, [width], (tokens.hidden, tokens.position, tokens.origin, *tables), impl=self.impl
         )
+        if not k:  # the device has the compaction to do meanwhile
+            self._places = self._foresee(tokens.places.rows)
         cos, sin = moved or (tokens.cos[:, :width], tokens.sin[:, :width])
         self.origins[layer] = origin
-        return Tokens(hidden, cos, sin, segment, position, origin, self._places[k])
+        return Tokens(hidden, cos, sin, position, origin, self._places[k].to(hidden.device))
 
     @torch.no_grad()
     def _scores(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tensor:
@@ -227,41 +233,55 @@ class Prefill:
         scores = score(query, key, tokens.places.rows, tokens.places.columns, scale=scale, impl=self.impl)
         return scores if self.average is None else self.average(scores)
 
-    def _keep(self, tokens: Tokens, scores: Tensor, quota: Tensor) -> Tensor:
-        """`[1, W]` bool: what stays of `tokens`, where segments may keep `[S]` tokens each."""
-        places = tokens.places
+    def _keep(
+        self, tokens: Tokens, scores: Tensor, quota: Tensor, segment: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """What stays of `tokens`, `[1, W]` bool, and how many of each segment, `[1, S]` int64.
+
+        Args:
+            tokens: before the cut.
+            scores: `[1, C]`.
+            quota: `[1, S]` tokens that each segment may keep.
+            segment: `[1, n]` of each frame, before the first cut.
+        """
         return select(
             scores,
-            tokens.segment,
             tokens.position,
-            quota.to(scores.device, non_blocking=True)[None],
+            tokens.places.begin,
+            quota,
             positions=self.layout.tokens_per_frame,
-            start=places.columns[0],
-            begin=None if places.begin is None else places.begin.to(scores.device),
+            start=tokens.places.columns[0],
+            segment=segment,
             # after the first cut no position occurs twice in a segment
-            deduplicate=self.method.deduplicates and self.plan is None,
+            deduplicate=self.method.deduplicates and segment is not None,
             impl=self.impl,
         )
+
+    def _make_first_cut(self, tokens: Tokens, scores: Tensor) -> Tensor:
+        """`[1, W]` bool: what the first cut keeps; and settle how many tokens of each segment all later cuts keep."""
+        first = self._first_cut(self.method, tokens, scores) if self.flops is None else self._fit(tokens, scores)
+        self.method, quota, self.plan, keep = first
+        self._widths, self._quotas = self._widths_of(self.plan), quota.split(1)
+        return keep
 
     def _first_cut(self, method: BetweenLayers, tokens: Tokens, scores: Tensor) -> _FirstCut:
         """What a method's first cut keeps, and so how many tokens all that follows will have."""
         grouping = self._grouping if method is self.method else self._group(method)
-        keep = self._keep(tokens, scores, grouping.quota[0])
-        n, device = self.layout.frames, keep.device
-        living = torch.zeros(1, n, dtype=torch.int64, device=device)
-        living.scatter_add_(1, tokens.segment.clamp(min=0), (keep & (tokens.segment >= 0)).long())
-        quota = torch.cat([living, grouping.quota[1:].to(device, non_blocking=True)]).cummin(0).values  # [K, S]
-        return _FirstCut(method, grouping, quota, self._read(grouping, quota), keep)
+        device = scores.device
+        quota = send(grouping.quota, device)
+        keep, kept = self._keep(tokens, scores, quota[:1], send(grouping.segment_of_frame, device)[None])
+        quota = torch.cat([kept, quota[1:]]).cummin(0).values  # [K, S]
+        return _FirstCut(method, quota, self._read(grouping, quota), keep)
 
     def _read(self, grouping: Grouping, quota: Tensor) -> Plan:
         """The one host read: what the first cut kept, and what the report wants to know of the segments."""
-        similarity = self._similarity
-        if similarity is None:
-            similarity = torch.full((self.layout.frames,), float("nan"), device=quota.device)
-        parts = [grouping.segment_of_frame[None], similarity[None], grouping.significant[None], quota]
-        # fp64 holds every count exactly
-        host = torch.cat([part.to(quota.device, torch.float64, non_blocking=True) for part in parts]).cpu()
-        segment_of_frame, similar, significant, kept = host.split([1, 1, 1, len(self.cuts)])
+        if self._similarity is None:
+            similarity = quota.new_full((1, self.layout.frames), float("nan"), dtype=torch.float64)
+        else:
+            similarity = self._similarity[None].to(quota.device, torch.float64)
+        parts = [send(part, quota.device)[None] for part in (grouping.segment_of_frame, grouping.significant)]
+        host = torch.cat([similarity, *parts, quota]).cpu()  # all in fp64, which holds every count exactly
+        similar, segment_of_frame, significant, kept = host.split([1, 1, 1, len(self.cuts)])
         return Plan(segment_of_frame[0].long(), similar[0], significant[0].bool(), kept.long())
 
     def _fit(self, tokens: Tokens, scores: Tensor) -> _FirstCut:
@@ -286,33 +306,31 @@ class Prefill:
 
     def _cost(self, plan: Plan) -> float:
         """FLOPs of the prefill's linear layers over the unpruned one's."""
-        prompt, widths = self.layout.length - self.draft, (width - self.draft for width in self._widths(plan))
+        prompt, widths = self.layout.length - self.draft, (width - self.draft for width in self._widths_of(plan))
         return linear_ratio(by_layer(self.layers, prompt, dict(zip(self.cuts, widths, strict=True))), prompt)
 
-    def _foresee(self, plan: Plan, device: torch.device) -> list[Places]:
-        """Where everything stands after every cut, computed on the host and sent in one go."""
-        # fixed tokens before each segment, and the survivors of those before it
-        n = self.layout.frames
-        fixed = (self.layout.frame == FIXED).long()
-        before_token = torch.nn.functional.pad(fixed.cumsum(0), (1, 0))  # [L + 1]
-        before_frame = before_token[segment_begins(self.layout.frame[None], n + 1)[0]]  # [n + 1]
-        before = before_frame[segment_begins(plan.segment_of_frame[None], n)[0]]  # [S]
-        return self._places_of(self._widths(plan), before + plan.kept.cumsum(1) - plan.kept, device)
-
-    def _widths(self, plan: Plan) -> list[int]:
+    def _widths_of(self, plan: Plan) -> list[int]:
         """Tokens of the prompt after each cut."""
-        return [int(kept) + self._fixed for kept in plan.kept.sum(1)]
+        return [int(kept) + self._fixed for kept in plan.kept.sum(1).tolist()]
 
-    def _places_of(self, widths: Sequence[int], begin: Tensor | None, device: torch.device) -> list[Places]:
-        """`Places` for each of K widths, with `[K, S]` begins from the host, in one transfer nothing waits for."""
-        rows = torch.tensor(widths)[:, None] - (self.layout.length - self._rows)  # [K, T]
-        sent = (rows if begin is None else torch.cat([rows, begin], 1)).to(device, non_blocking=True)
-        split = sent.split([rows.shape[1], sent.shape[1] - rows.shape[1]], 1)
-        return [
-            Places(
-                rows=split[0][k][None],
-                columns=(self._before, width - self._after),
-                begin=None if begin is None else split[1][k][None],
-            )
-            for k, width in enumerate(widths)
-        ]
+    def _columns(self, width: int) -> tuple[int, int]:
+        """Where the prunable tokens are among `width`: the text before the first and after the last always stays."""
+        return self.layout.begins[0], width - (self.layout.length - self.layout.end)
+
+    def _foresee(self, rows: Tensor) -> list[Places]:
+        """Where everything stands after every cut: computed on the host, and sent in one transfer nothing waits for.
+
+        Args:
+            rows: `[1, T]` the text rows of the uncut prompt, on the device.
+        """
+        assert self.plan is not None
+        fixed = [self._fixed] * self.layout.frames  # before each segment; behind the last one there is nothing
+        segment_of_frame = self.plan.segment_of_frame.tolist()
+        for frame in reversed(range(self.layout.frames)):
+            fixed[segment_of_frame[frame]] = self.layout.begins[frame] - frame * self.layout.tokens_per_frame
+        kept = self.plan.kept
+        begin = torch.tensor(fixed) + kept.cumsum(1) - kept  # [K, S]
+        moved = torch.tensor([[width - self.layout.length] for width in self._widths])  # [K, 1]
+        sent = send(torch.cat([moved, begin], 1), rows.device)
+        parts = zip((rows + sent[:, :1]).split(1), sent[:, 1:].split(1), self._widths, strict=True)
+        return [Places(own, self._columns(width), begins) for own, begins, width in parts]

@@ -10,7 +10,6 @@ from adatp.methods import AdaTP
 from adatp.methods.method import BetweenLayers
 from adatp.prefill import Prefill, Tokens
 from adatp_kernels.dispatch import Impl
-from adatp_kernels.select import FIXED
 
 LAYERS, HEADS, GROUPS, DIM, WIDTH = 28, 28, 4, 128, 3584  # of OneVision-7B
 
@@ -18,13 +17,10 @@ LAYERS, HEADS, GROUPS, DIM, WIDTH = 28, 28, 4, 128, 3584  # of OneVision-7B
 def layout(frames: int, text: int, videos: int = 1, *, before: int = 5, grid: tuple[int, int] = (7, 7)) -> PromptLayout:
     """A prompt: `before` tokens, then each video of `frames` with a newline, then `text` tokens."""
     c = grid[0] * grid[1]
-    frame, position = [FIXED] * before, [0] * before
-    for video in range(videos):
-        frame += [video * frames + i // c for i in range(frames * c)] + [FIXED]
-        position += [i % c for i in range(frames * c)] + [0]
-    rows = torch.arange(len(frame), len(frame) + text)
-    frame, position = torch.tensor(frame + [FIXED] * text), torch.tensor(position + [0] * text)
-    return PromptLayout(frame, position, rows, (frames,) * videos, grid)
+    each = frames * c + 1
+    begins = [before + video * each + frame * c for video in range(videos) for frame in range(frames)]
+    end = before + videos * each
+    return PromptLayout(end + text, tuple(begins), torch.arange(end, end + text), (frames,) * videos, grid)
 
 
 def prefill(

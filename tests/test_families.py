@@ -36,7 +36,6 @@ from transformers import (
 from adatp.models.llava_onevision import LlavaOnevision
 from adatp.layout import PromptLayout
 from adatp.processor import TorchOnlyProcessor, load_processor
-from adatp_kernels.select import FIXED
 
 
 class ToyVideoConfig(LlavaOnevisionConfig):
@@ -90,13 +89,9 @@ class ToyVideo(LlavaOnevision):
         frames, rest = divmod(len(place) - 1, c + 1)
         if rest or int(place[-1] - place[0]) + 1 != len(place):
             raise ValueError("ToyVideo takes one whole video")
-        index = torch.arange(frames * (c + 1))
-        frame, position = torch.full_like(input_ids, FIXED), torch.zeros_like(input_ids)
-        prunable = index % (c + 1) < c
-        frame[place[:-1]] = torch.where(prunable, index // (c + 1), FIXED)
-        position[place[:-1]] = torch.where(prunable, index % (c + 1), 0)
+        begins = tuple(range(int(place[0]), int(place[-1]), c + 1))
         rows = torch.arange(int(place[-1]) + 1, len(input_ids))
-        return PromptLayout(frame, position, rows, (frames,), self.grid)
+        return PromptLayout(len(input_ids), begins, rows, (frames,), self.grid)
 
 
 AutoConfig.register(ToyVideoConfig.model_type, ToyVideoConfig)

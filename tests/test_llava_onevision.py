@@ -9,7 +9,6 @@ import adatp
 from adatp.models import families, family_of
 from adatp.models.llava_onevision import LlavaOnevision
 from adatp.shapes import MODEL_SHAPES
-from adatp_kernels.select import FIXED
 
 
 @pytest.fixture
@@ -28,10 +27,9 @@ def test_layout(sdpa, family):
     video = ids == sdpa.model.config.video_token_id
     place = video.nonzero().flatten()
     assert (layout.videos, layout.grid, layout.tokens_per_frame) == ((3,), (3, 3), 9)
-    assert layout.frame[place].tolist() == [i // 9 for i in range(27)] + [FIXED], "the newline is not prunable"
-    assert layout.position[place[:-1]].tolist() == list(range(9)) * 3
-    assert (layout.frame[~video] == FIXED).all()
-    assert torch.equal(layout.visual, place[:-1])
+    assert layout.begins == tuple(place[:-1:9].tolist())
+    assert torch.equal(layout.visual, place[:-1]), "the newline is not prunable"
+    assert (layout.length, layout.end) == (len(ids), place[-1])
     assert torch.equal(layout.rows, torch.arange(place[-1] + 1, len(ids)))
     assert family.question(ids, layout, sdpa.processor.tokenizer) == "What?"
 
@@ -42,9 +40,9 @@ def test_layout_of_several_videos_and_images(sdpa, family):
     layout = family.layout(torch.tensor(ids))
     assert layout.videos == (2, 3)
     assert layout.frames == 5
-    assert layout.frame.tolist() == (
-        [FIXED] + [0] * 9 + [1] * 9 + [FIXED] * 7 + [2] * 9 + [3] * 9 + [4] * 9 + [FIXED] * 8
-    )
+    assert layout.begins == (1, 10, 26, 35, 44)
+    assert layout.visual.tolist() == [*range(1, 19), *range(26, 53)]
+    assert (layout.length, layout.end) == (61, 53)
     assert layout.rows.tolist() == [54, 59, 60], "text after the last video; an image's tokens are none"
 
 
@@ -59,7 +57,7 @@ def test_an_image_beside_the_video_is_neither_text_nor_pruned(sdpa, family):
     image = (ids == sdpa.model.config.image_token_id).nonzero().flatten()
     layout = family.layout(ids)
     assert len(image)
-    assert (layout.frame[image] == FIXED).all()
+    assert not torch.isin(layout.visual, image).any()
     assert not torch.isin(layout.rows, image).any()
     with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance) as pruned:
         logits = sdpa.model(**inputs).logits

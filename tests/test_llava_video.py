@@ -28,7 +28,6 @@ from adatp.models.llava_video import (
     LlavaVideoProcessor,
 )
 from adatp.shapes import MODEL_SHAPES
-from adatp_kernels.select import FIXED
 
 TIMES = {"fps": 2.0, "frames_indices": [0, 5, 9], "total_num_frames": 21}
 TOLD = (
@@ -130,8 +129,8 @@ def test_the_papers_number_of_visual_tokens():
     ids = torch.full((3640 + 20,), 0)
     ids[10:3650] = model.config.video_token_id
     layout = family_of(model).layout(ids)
-    assert (layout.frame != FIXED).sum() == 3640 == 20 * MODEL_SHAPES["llava-video-7b"].tokens_per_frame
-    assert layout.frame.max() == 19
+    assert len(layout.visual) == 3640 == 20 * MODEL_SHAPES["llava-video-7b"].tokens_per_frame
+    assert len(layout.begins) == 20
 
 
 def test_a_batch_of_two_videos_is_answered_as_each_alone(small):
@@ -315,9 +314,9 @@ def test_the_layout(small):
     layout = family.layout(ids)
     video = ids == small.model.config.video_token_id
     assert family.grid == (3, 4)
-    assert layout.frame[video].tolist() == [i // 12 for i in range(36)], "newlines are prunable like any other token"
-    assert layout.position[video].tolist() == list(range(12)) * 3
-    assert (layout.frame[~video] == FIXED).all()
+    place = video.nonzero().flatten()
+    assert layout.begins == tuple(place[::12].tolist())
+    assert torch.equal(layout.visual, place), "newlines are prunable like any other token"
 
 
 def test_the_question_is_read_without_the_time_instruction(small, processor):

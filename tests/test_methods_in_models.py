@@ -20,7 +20,6 @@ from adatp.methods import METHODS
 from adatp.methods.method import BeforeDecoder, BetweenLayers
 from adatp.models import family_of
 from adatp.sparse import SparseVisual
-from adatp_kernels.select import FIXED
 
 TOKENS = 6
 QUESTIONS = ["What is in the picture?", "And why?", "How many shots are there?"]
@@ -597,8 +596,7 @@ class TestRefused:
 
     def test_other_tokens_among_a_videos_own_are_refused(self):
         """As where a family ends every frame with a token that is not prunable."""
-        frame = torch.tensor([FIXED, 0, 0, FIXED, 1, 1, FIXED, FIXED])
-        layout = PromptLayout(frame, torch.zeros_like(frame), torch.tensor([7]), (2,), (1, 2))
+        layout = PromptLayout(8, (1, 4), torch.tensor([7]), (2,), (1, 2))
         with pytest.raises(ValueError, match="'uniform' takes videos without other tokens among their own"):
             Compression(adatp.Uniform(), layout, None, None)
 

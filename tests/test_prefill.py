@@ -19,7 +19,7 @@ from adatp import prefill as prefill_module
 from adatp.prefill import Plan, Prefill
 from adatp_kernels import compact_triton, score_triton, select_triton
 from adatp_kernels.dispatch import interpreted
-from adatp_kernels.select import FIXED, segment_begins
+from adatp_kernels.select import FIXED
 
 IMPL = "triton" if interpreted() else "reference"
 
@@ -50,7 +50,7 @@ def test_every_layer_keeps_what_the_oracle_keeps(small, config):
     text = range(begin + n * c + 1, len(embeds))
 
     states = small.model.model.vision_tower(inputs["pixel_values_videos"][0], output_hidden_states=True)
-    frames = small.relevance.frames(states.hidden_states[-1]).tolist()
+    frames = small.relevance(states.hidden_states[-1]).tolist()
     question = small.relevance.text(["What is in the picture?"])[0].tolist()
     ids = oracle.segments(frames, config.tau_s) if config.segments else [0] * n
     similarity = [oracle.cosine(frame, question) for frame in frames]
@@ -114,20 +114,30 @@ def make(layout, device="cpu", impl=IMPL, **settings):
     return Prefill(config, 12, layout, features.to(device), torch.rand(6).sub(0.4).to(device), impl)
 
 
+def segments(prefill, tokens):
+    """`[W]` the segment of each token, `FIXED` for one that always stays."""
+    layout = prefill.layout
+    segment = torch.full((layout.length,), FIXED)
+    segment[layout.visual] = prefill.plan.segment_of_frame.repeat_interleave(layout.tokens_per_frame)
+    return segment[tokens.origin[0]]
+
+
 def test_what_travels_with_a_token_stays_with_it(layout):
     prefill = make(layout)
     first, *_, last = after = run(prefill, layout, "cpu")
     torch.manual_seed(0)
     hidden, cos, sin = (torch.randn(1, layout.length, width) for width in (6, 4, 4))
     assert last.width < first.width < layout.length
-    fixed = (layout.frame == FIXED).nonzero().flatten()
+    position = torch.full((layout.length,), FIXED)
+    position[layout.visual] = torch.arange(9).repeat(6)
+    fixed = (position == FIXED).nonzero().flatten()
     for tokens in after:
         origin = tokens.origin[0]
         assert origin.diff().min() > 0, "order is kept"
         assert torch.equal(tokens.hidden, hidden[:, origin])
         assert torch.equal(tokens.cos, cos[:, origin])
         assert torch.equal(tokens.sin, sin[:, origin])
-        assert torch.equal(tokens.position[0], layout.position[origin])
+        assert torch.equal(tokens.position[0], position[origin])
         assert set(fixed.tolist()) <= set(origin.tolist()), "text and newline always stay"
 
 
@@ -139,7 +149,7 @@ def test_rows_always_point_at_the_text_after_the_video(layout):
 def test_columns_are_as_few_as_can_be(layout):
     for tokens in run(make(layout), layout, "cpu"):
         start, stop = tokens.places.columns
-        outside = torch.cat([tokens.segment[0, :start], tokens.segment[0, stop:]])
+        outside = torch.cat([tokens.position[0, :start], tokens.position[0, stop:]])
         assert (outside == FIXED).all()
         assert start == 4
         assert stop == tokens.width - 11, "the text after the video, and its newline"
@@ -148,9 +158,10 @@ def test_columns_are_as_few_as_can_be(layout):
 def test_counts_follow_from_the_first_cut(layout):
     prefill = make(layout)
     for k, tokens in enumerate(run(prefill, layout, "cpu")):
-        living = tokens.segment[tokens.segment >= 0].bincount(minlength=6)
+        segment = segments(prefill, tokens)
+        living = segment[segment >= 0].bincount(minlength=6)
         assert torch.equal(living, prefill.plan.kept[k])
-        assert tokens.width == living.sum() + (layout.frame == FIXED).sum()
+        assert tokens.width == living.sum() + layout.length - layout.visual_tokens
 
 
 def test_no_segment_holds_frames_of_two_videos():
@@ -189,29 +200,30 @@ def test_the_one_read_is_one_transfer(layout, monkeypatch):
 
 
 def test_the_segments_stand_where_the_plan_says(layout):
-    for tokens in run(make(layout), layout, "cpu"):
-        found = segment_begins(tokens.segment, 6)
-        present = found < tokens.width
-        assert torch.equal(tokens.places.begin[present], found[present])
-        assert (tokens.places.begin.diff(dim=1) >= 0).all()
+    prefill = make(layout)
+    for tokens in run(prefill, layout, "cpu"):
+        segment, begin = segments(prefill, tokens).tolist(), tokens.places.begin[0]
+        assert all(begin[s] == segment.index(s) for s in set(segment) - {FIXED})
+        assert (begin.diff() >= 0).all()
 
 
 class Operations(TorchDispatchMode):
-    """Names of the operations on meta tensors, views aside."""
+    """Names of the operations: all of them, and `on_device` those on meta tensors, views aside."""
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.names, self.on_device = [], []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+        self.names.append(func._schema.name)
         if not func.is_view and any(tensor.is_meta for tensor in tensors):
-            self.names.append(func._schema.name)
+            self.on_device.append(func._schema.name)
         return func(*args, **(kwargs or {}))
 
 
-def later_cuts(prefill, layout, device, watch):
-    """Run all cuts, each but the first inside `watch()`; what `watch()` gave, by cut."""
+def watched_cuts(prefill, layout, device, watch):
+    """Run all cuts, each inside `watch()`; what `watch()` gave, by cut."""
     tokens = prefill.tokens(*(torch.randn(1, layout.length, width, device=device) for width in (6, 4, 4)))
     watched = []
     for layer in prefill.cuts:
@@ -220,15 +232,36 @@ def later_cuts(prefill, layout, device, watch):
         with watch() as seen:
             tokens = prefill.cut(layer, tokens, query, key, 0.5)
         watched.append(seen)
-    return watched[1:]
+    return watched
 
 
 def test_a_later_cut_is_three_operations_and_nothing_else(layout, monkeypatch):
     host = make(layout)
     run(host, layout, "cpu")
     monkeypatch.setattr(Prefill, "_read", lambda self, grouping, quota: host.plan)
-    seen = later_cuts(make(layout, "meta", "triton"), layout, "meta", Operations)
-    assert [operations.names for operations in seen] == [["adatp::score", "adatp::select", "adatp::compact"]] * 3
+    _, *seen = watched_cuts(make(layout, "meta", "triton"), layout, "meta", Operations)
+    assert [operations.on_device for operations in seen] == [["adatp::score", "adatp::select", "adatp::compact"]] * 3
+
+
+@pytest.mark.parametrize("frames", [32, 1024])
+def test_few_operations_wait_for_the_host(monkeypatch, frames):
+    """All that is dispatched counts, on host tensors too; what the one read brings is noted on the host before."""
+    layout = random_layout(frames, 130)
+    read = []
+    cpu = torch.Tensor.cpu
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: read.append(cpu(self)) or read[-1])
+
+    def cuts(device, impl):
+        torch.manual_seed(0)
+        features, similarity = torch.randn(frames, 8).to(device), torch.rand(frames).sub(0.4).to(device)
+        prefill = Prefill(adatp.AdaTP(), 28, layout, features, similarity, impl)
+        return watched_cuts(prefill, layout, device, Operations)
+
+    cuts("cpu", "reference")
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: read[0])
+    first, *later = (len(operations.names) for operations in cuts("meta", "triton"))
+    assert first <= 60
+    assert max(later) <= 16
 
 
 @pytest.mark.skipif(not interpreted(), reason="counts what the interpreter launches; tests/test_cuda.py does on a GPU")
@@ -254,7 +287,7 @@ def test_a_later_cut_is_four_launches(layout, monkeypatch):
         for name in ("normaliser_kernel", "column_kernel", "select_kernel", "compact_kernel"):
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, Counted(getattr(module, name)))
-    seen = later_cuts(make(layout), layout, "cpu", counted)
+    _, *seen = watched_cuts(make(layout), layout, "cpu", counted)
     assert seen == [["normaliser_kernel", "column_kernel", "select_kernel", "compact_kernel"]] * 3
 
 
@@ -319,7 +352,10 @@ def test_a_prompt_goes_on_where_its_layers_are(layout):
     moved = tokens.follow(tokens.hidden.to("meta"))
     after = prefill.cut(second, moved, query.to("meta"), torch.randn(1, 2, moved.width, 4, device="meta"), 0.5)
     assert after.width < moved.width
-    assert {t.device.type for t in (after.hidden, after.cos, after.segment, after.origin)} == {"meta"}
+    assert {
+        t.device.type
+        for t in (after.hidden, after.cos, after.position, after.origin, after.places.rows, after.places.begin)
+    } == {"meta"}
 
 
 def test_other_ranks_have_a_say_before_the_selection(layout):

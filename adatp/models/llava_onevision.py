@@ -15,7 +15,6 @@ from transformers.models.qwen2.modeling_qwen2 import rotate_half
 from adatp.layout import PromptLayout
 from adatp.models.family import Family
 from adatp.processor import load_processor
-from adatp_kernels.select import FIXED
 
 
 class LlavaOnevision(Family):
@@ -82,8 +81,7 @@ class LlavaOnevision(Family):
         if not bool(is_video.any()):
             return None
         c = self.grid[0] * self.grid[1]
-        frame = torch.full_like(input_ids, FIXED)
-        position = torch.zeros_like(input_ids)
+        begins: list[int] = []
         videos: list[int] = []
         for begin, stop in _runs(is_video):
             n, rest = divmod(stop - begin - self.trailing_tokens, c)
@@ -93,13 +91,11 @@ class LlavaOnevision(Family):
                     f"{self.trailing_tokens}: the whole video must be in one prefill (chunked prefill cannot be "
                     "pruned), and text, if only a newline, between two videos"
                 )
-            index = torch.arange(n * c)
-            frame[begin : begin + n * c] = index // c + sum(videos)
-            position[begin : begin + n * c] = index % c
+            begins += range(begin, begin + n * c, c)
             videos.append(n)
         after = torch.arange(stop, len(input_ids))
         rows = after[input_ids[stop:] != self.config.image_token_id]
-        return PromptLayout(frame, position, rows, tuple(videos), self.grid)
+        return PromptLayout(len(input_ids), tuple(begins), rows, tuple(videos), self.grid)
 
     def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> str:
         """The text of the user's last turn, from the one with the video on; where that is empty, the text before it."""
@@ -119,10 +115,9 @@ class LlavaOnevision(Family):
                     split[-1].append(token)
             return [str(tokenizer.decode(piece)) for piece in split]
 
-        visual = layout.visual
-        asked, *later = pieces(input_ids[int(visual[-1]) + 1 :])
+        asked, *later = pieces(input_ids[layout.end :])
         turns = [asked, *(piece.removeprefix("user") for piece in later if piece.startswith("user"))]
-        before = pieces(input_ids[: int(visual[0])])[-1].removeprefix("user")
+        before = pieces(input_ids[: layout.begins[0]])[-1].removeprefix("user")
         return next(filter(None, map(self.clean_question, [*reversed(turns), before])), "")
 
     def clean_question(self, text: str) -> str:
