@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from adatp.batch import Batch
+from adatp.beside import Beside
 from adatp.cache import Shift, fill_layer
 from adatp.compression import Compression
 from adatp.methods.method import BeforeDecoder, BetweenLayers, Method
@@ -40,6 +41,7 @@ class PrunedForward:
         batch: the prompts; one without a video is left alone.
         features: what `get_video_features` returned, or None if the forward will call it itself and set it here.
         questions: one a prompt, None where there is none; or None if there is nothing to compare them with.
+        text: `[B, D]` the questions' text features; None where there is none.
         relevance: the aligned SigLIP, or None.
         impl: implementation of the three operations.
         average: see `adatp.prefill.Prefill`.
@@ -59,6 +61,7 @@ class PrunedForward:
         batch: Batch,
         features: Any,
         questions: Sequence[str | None] | None,
+        text: Tensor | None,
         relevance: Relevance | None,
         impl: Impl,
         average: Callable[[Tensor], Tensor] | None,
@@ -70,6 +73,7 @@ class PrunedForward:
         self._flops = flops
         self._batch = batch
         self._questions = questions
+        self._text = text
         self._relevance = relevance
         self._impl = impl
         self._average = average
@@ -108,12 +112,13 @@ class PrunedForward:
         use_cache = cache is not None or (config.use_cache if use_cache is None else use_cache)
 
         outputs, caches, slots = [], [], []
-        for b, thinning in enumerate(self._thinnings()):
+        beside = Beside(embeds.device)
+        for b, thinning in enumerate(self._thinnings(beside)):
             begin = self._batch.padding[b]
             own = DynamicCache(config=config) if use_cache else None
             tokens = embeds[b : b + 1, begin:]
             if isinstance(thinning, Prefill) and thinning.cuts:
-                self.prompt = PrunedPrompt(self._family, thinning)
+                self.prompt = PrunedPrompt(self._family, thinning, beside)
             elif isinstance(thinning, Compression):
                 tokens = thinning.apply(tokens)
             output = decoder(
@@ -174,8 +179,8 @@ class PrunedForward:
         layer.sparse = SparseVisual(visual.to(device, non_blocking=True), quota.to(device, non_blocking=True))
 
     @torch.no_grad()
-    def _thinnings(self) -> Iterator[Thinning]:
-        """What happens to each prompt."""
+    def _thinnings(self, beside: Beside) -> Iterator[Thinning]:
+        """What happens to each prompt. The frames are compared and grouped `beside` its first layers."""
         if self.features is None:
             raise ValueError(
                 "the prompt holds a video but no video features came with it: pass pixel_values_videos, or what "
@@ -183,7 +188,8 @@ class PrunedForward:
                 "cannot be pruned). An assistant model is handed no video by transformers: apply the method to the "
                 "assisted model only"
             )
-        frames, text, questions = self._frames()
+        frames = self._frames(beside)
+        questions = self._comparable()
         saliency, keys = self._tower()
         encoded = frames if saliency is None else saliency
         places = [0] * len(self._methods) if encoded is None else self._places(len(encoded))
@@ -201,27 +207,27 @@ class PrunedForward:
                 )
                 continue
             assert isinstance(method, BetweenLayers)
-            features, similar = None if frames is None else frames[own], None
-            if features is not None and text is not None and questions is not None and questions[b]:
-                similar = similarity(features[None], text[b : b + 1])[0]
             # what deduplication will leave, the settings alone do not say
             flops = self._flops if method.deduplicates else None
-            yield Prefill(
-                method, self._layers, layout, features, similar, self._impl, self._average, flops, self._batch.draft
-            )
+            with beside.queued():
+                features, similar = None if frames is None else frames[own], None
+                if features is not None and self._text is not None and questions is not None and questions[b]:
+                    similar = similarity(features[None], self._text[b : b + 1].to(features.device))[0]
+                thinning = Prefill(
+                    method, self._layers, layout, features, similar, self._impl, self._average, flops, self._batch.draft
+                )
+            yield thinning
 
-    def _frames(self) -> tuple[Tensor | None, Tensor | None, Sequence[str | None] | None]:
-        """`[F, D]` a feature of every frame of all videos, `[B, D]` of each question, and the questions."""
+    def _frames(self, beside: Beside) -> Tensor | None:
+        """`[F, D]` a feature of every frame of all videos."""
         if not self._method.wants_frames:
-            return None, None, None
+            return None
         states = self._family.tower_states(self.features)  # [F, patches, D]
-        questions = self._comparable()
-        if self._relevance is None:
-            return states.float().mean(1), None, questions
-        relevance = self._relevance.to(states.device)
-        asked = None if questions is None else [question or "" for question in questions]
-        frames, text = relevance(states, asked)
-        return frames, text, questions
+        with beside.queued(states):
+            if self._relevance is None:
+                return states.float().mean(1)
+            frames: Tensor = self._relevance.to(states.device)(states)
+            return frames
 
     def _tower(self) -> tuple[Tensor | None, Tensor | None]:
         """`[F, P]` attention that the tower's patches receive, and `[F, P, d]` their keys, pooled."""

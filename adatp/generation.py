@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from adatp.batch import Batch
 from adatp.cache import check_cache
@@ -15,8 +15,22 @@ CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching", "continuous
 _CACHES = ("dynamic", "static")
 
 
-def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -> tuple[int | None, dict[str, Any]]:
-    """The length of the prompts, and what to change in the arguments of `generate`.
+class Prepared(NamedTuple):
+    """What `generate` was given.
+
+    Attributes:
+        length: of the prompts; None where there is none.
+        changed: arguments to give it instead.
+        batch: the prompts, if they will be pruned.
+    """
+
+    length: int | None
+    changed: dict[str, Any]
+    batch: Batch | None = None
+
+
+def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -> Prepared:
+    """Read the prompts that `generate` is given, before anything is computed.
 
     Most of what is refused here the forward would refuse as well; but from transformers 5.18 on the video has been
     encoded by then.
@@ -38,13 +52,13 @@ def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -
     elif ids is not None:
         length, ids = ids.shape[1], ids.cpu()
     else:
-        return None, {}
+        return Prepared(None, {})
     if not family.has_video(ids):
-        return length, {}
+        return Prepared(length, {})
     _check_settings(model, method, given)
     encoded = given.get("mm_encoder_outputs") or {}
     if is_continued(cache, arrives=given.get("pixel_values_videos") is not None or "video" in encoded):
-        return length, {}
+        return Prepared(length, {})
     check_support(family, method, cache)
     batch = Batch.read(family, ids, given.get("attention_mask"))
     copies = max(_setting(model, given, "num_beams") or 1, _setting(model, given, "num_return_sequences") or 1)
@@ -56,7 +70,7 @@ def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -
         )
     # beam search repeats the features in place, and the caller may want to use them again
     encoded = {name: copy.copy(value) for name, value in encoded.items()}
-    return length, {"mm_encoder_outputs": encoded} if encoded else {}
+    return Prepared(length, {"mm_encoder_outputs": encoded} if encoded else {}, batch)
 
 
 def is_continued(cache: Any, *, arrives: bool) -> bool:

@@ -26,7 +26,7 @@ from adatp.models import family_of
 from adatp.models.family import Family
 from adatp.parallel import average_over_ranks
 from adatp.prompt import PrunedPrompt
-from adatp.relevance import NoRelevanceWarning, Relevance
+from adatp.relevance import NoRelevanceWarning, Questions, Relevance
 from adatp.report import PruningReport, passed_through
 from adatp_kernels.dispatch import Impl, resolve
 
@@ -75,6 +75,7 @@ class Pruned:
         self._family = family
         self._tokenizer = tokenizer
         self._impl = impl
+        self._asked_before = None if relevance is None else Questions(relevance)
         self._report: PruningReport | None = None
         self._thread = _Thread()
         self._running = 0  # prefills, of all threads
@@ -185,10 +186,13 @@ class Pruned:
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         given = self._generate_signature.bind_partial(*args, **kwargs).arguments
-        length, changed = prepare(self._model, self._family, self.method, {**given, **kwargs})
-        outer, self._thread.prompt_length = self._thread.prompt_length, length
+        prepared = prepare(self._model, self._family, self.method, {**given, **kwargs})
+        if prepared.batch is not None:
+            # from transformers 5.18 on the vision tower runs before the forward: its launches hide those of the text
+            self._ask(prepared.batch, readable=given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None)
+        outer, self._thread.prompt_length = self._thread.prompt_length, prepared.length
         try:
-            return generate(*args, **{**kwargs, **changed})
+            return generate(*args, **{**kwargs, **prepared.changed})
         finally:
             self._thread.prompt_length = outer
 
@@ -227,8 +231,7 @@ class Pruned:
         length = self._thread.prompt_length
         mask = given.get("attention_mask")
         batch = Batch.read(self._family, ids, mask, prompt_length=length, prepared=length is not None)
-        compares = self.method.wants_question and self.relevance is not None
-        questions = self._questions(batch, readable=input_ids is not None) if compares else None
+        questions, text = self._ask(batch, readable=input_ids is not None)
         self._thread.forward = PrunedForward(
             self._family,
             self.method,
@@ -236,6 +239,7 @@ class Pruned:
             batch,
             features,
             questions,
+            text,
             self.relevance,
             self._impl,
             self._average,
@@ -249,6 +253,15 @@ class Pruned:
                 "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
                 "torch.no_grad() or torch.inference_mode(), as generate() does, or train without pruning"
             )
+
+    def _ask(self, batch: Batch, *, readable: bool) -> tuple[list[str | None] | None, Tensor | None]:
+        """The question of each prompt and `[B, D]` their text features; None where there is nothing to compare."""
+        if not self.method.wants_question or self._asked_before is None:
+            return None, None
+        questions = self._questions(batch, readable=readable)
+        if not any(questions):
+            return questions, None
+        return questions, self._asked_before.features([question or "" for question in questions])
 
     def _questions(self, batch: Batch, *, readable: bool) -> list[str | None]:
         """One a prompt: what the user has given, else what the prompt's ids say, where they are `readable`."""

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
+from adatp.beside import Beside
 from adatp.masks import causal_mask
 from adatp.models.family import Family
 from adatp.prefill import Prefill, Tokens
@@ -19,10 +20,12 @@ class PrunedPrompt:
     Args:
         family: the model.
         prefill: the cuts.
+        beside: where what the first cut reads was computed.
     """
 
     family: Family
     prefill: Prefill
+    beside: Beside
     _tokens: Tokens | None = None
     _mask: Tensor | None = None
     _scorer: int | None = None  # the layer whose queries are wanted ...
@@ -82,6 +85,8 @@ class PrunedPrompt:
         layer = self.family.decoder.layers[scorer]
         query, key = self._ask(layer, tokens) if scorer == index else self._asked(scorer)
         device = tokens.hidden.device
+        if self.prefill.plan is None:
+            self.beside.join(*self.prefill.awaited)
         cut = self.prefill.cut(index, tokens, query.to(device), key.to(device), self.family.scale(layer))
         self._mask = causal_mask(cut.hidden, self.family.decoder.config._attn_implementation)
         return cut

@@ -1,5 +1,6 @@
 """How well frames match the question (AdaTP, eq. 3), through the SigLIP the vision tower was trained from."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,7 +103,7 @@ class Relevance(nn.Module):
         tokenizer = AutoTokenizer.from_pretrained(checkpoint)
         return cls(siglip, tokenizer, tower_layers).to(device)
 
-    def frames(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor) -> Tensor:
         """Pooled frame features v_p.
 
         Args:
@@ -128,6 +129,31 @@ class Relevance(nn.Module):
         pooled: Tensor = self.text_model(input_ids=tokens["input_ids"].to(device)).pooler_output
         return pooled
 
-    def forward(self, states: Tensor, questions: Sequence[str] | None) -> tuple[Tensor, Tensor | None]:
-        """`(frames(states), text(questions))`, the latter None without questions."""
-        return self.frames(states), None if questions is None else self.text(questions)
+
+class Questions:
+    """Text features t_p by question: what was asked before is not computed again. Safe with threads.
+
+    Args:
+        relevance: what computes them. Its weights must stay as they are.
+    """
+
+    LIMIT = 1024  # questions remembered
+
+    def __init__(self, relevance: Relevance) -> None:
+        self._relevance = relevance
+        self._features: dict[str, Tensor] = {}
+        self._lock = threading.Lock()
+
+    @torch.no_grad()
+    def features(self, questions: Sequence[str]) -> Tensor:
+        """`[B, D]`, see `Relevance.text`."""
+        with self._lock:
+            known = {question: self._features[question] for question in questions if question in self._features}
+        new = [question for question in dict.fromkeys(questions) if question not in known]
+        if new:
+            known.update(zip(new, self._relevance.text(new), strict=True))
+            with self._lock:
+                self._features.update((question, known[question]) for question in new)
+                while len(self._features) > self.LIMIT:
+                    del self._features[next(iter(self._features))]
+        return torch.stack([known[question] for question in questions])

@@ -201,7 +201,7 @@ def _timed(
     family = family_of(loaded.model)
     stages: dict[str, list[nn.Module]] = {
         "tower": family.tower,
-        "relevance": [] if relevance is None else [relevance],
+        "relevance": [] if relevance is None else [relevance, relevance.text_model],
         "prefill": [family.decoder],
     }
     first = FirstToken()

@@ -4,10 +4,12 @@ import copy
 
 import pytest
 import torch
+from conftest import make_inputs
 from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
 
+import adatp
 from adatp import blocks
-from adatp.relevance import Relevance
+from adatp.relevance import Questions, Relevance
 from adatp.untrained import load_untrained
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
@@ -39,7 +41,7 @@ def test_frames_equal_the_whole_vision_model(tokenizer, tower_layers):
     with torch.no_grad():
         whole = siglip.vision_model(pixels, output_hidden_states=True)
         relevance = Relevance(siglip, tokenizer, tower_layers)
-        pooled = relevance.frames(whole.hidden_states[tower_layers])
+        pooled = relevance(whole.hidden_states[tower_layers])
     torch.testing.assert_close(pooled, whole.pooler_output, rtol=1e-5, atol=2e-6)
 
 
@@ -49,10 +51,10 @@ def test_frames_may_come_in_any_blocks(tokenizer, monkeypatch, at_once):
     states = torch.randn(7, 4, 32)
     relevance, seen = Relevance(siglip, tokenizer, 3), []
     with torch.no_grad():
-        pooled = relevance.frames(states)
+        pooled = relevance(states)
         monkeypatch.setattr(blocks, "TOKENS", at_once)
         relevance.layers[0].register_forward_hook(lambda layer, args, output: seen.append(len(output)))
-        parted = relevance.frames(states)
+        parted = relevance(states)
     torch.testing.assert_close(parted, pooled, rtol=1e-5, atol=2e-6)
     assert sum(seen) == 7
     assert max(seen) == min(7, max(1, at_once // 4))
@@ -63,7 +65,7 @@ def test_the_head_is_as_exact_as_siglips_in_low_precision(tokenizer, dtype):
     siglip = make_siglip().to(dtype)
     relevance, states = Relevance(siglip, tokenizer, 4), torch.randn(5, 9, 32).to(dtype)
     with torch.no_grad():
-        own, theirs = relevance.frames(states), siglip.vision_model.head(siglip.vision_model.post_layernorm(states))
+        own, theirs = relevance(states), siglip.vision_model.head(siglip.vision_model.post_layernorm(states))
         exact = copy.deepcopy(siglip.vision_model).float()
         expected = exact.head(exact.post_layernorm(states.float()))
     assert own.dtype == dtype
@@ -114,7 +116,59 @@ def test_from_pretrained(tokenizer, tmp_path):
     loaded = Relevance.from_pretrained(str(tmp_path), 3, device="cpu", dtype=torch.float32)
     states = torch.randn(2, 4, 32)
     with torch.no_grad():
-        for ours, theirs in zip(
-            loaded(states, ["a", "b"]), Relevance(siglip, tokenizer, 3)(states, ["a", "b"]), strict=True
-        ):
-            torch.testing.assert_close(ours, theirs)
+        expected = Relevance(siglip, tokenizer, 3)
+        torch.testing.assert_close(loaded(states), expected(states))
+        torch.testing.assert_close(loaded.text(["a", "b"]), expected.text(["a", "b"]))
+
+
+class TestQuestions:
+    @pytest.fixture
+    def asked(self, tokenizer, monkeypatch):
+        """A `Questions`, and what its text tower was asked, call by call."""
+        relevance = Relevance(make_siglip(), tokenizer, 3)
+        calls, text = [], relevance.text
+        monkeypatch.setattr(relevance, "text", lambda questions: calls.append(list(questions)) or text(questions))
+        return Questions(relevance), calls
+
+    def test_a_question_is_encoded_once(self, asked):
+        questions, calls = asked
+        first = questions.features(["What?", "Who?", "What?"])
+        assert calls == [["What?", "Who?"]]
+        assert torch.equal(first[0], first[2])
+        assert not torch.equal(first[0], first[1])
+        again = questions.features(["Who?", "Where?"])
+        assert calls[1:] == [["Where?"]]
+        assert torch.equal(again[0], first[1])
+        assert not again.requires_grad
+
+    def test_features_are_those_of_the_text_tower(self, asked):
+        questions, _ = asked
+        with torch.no_grad():
+            expected = questions._relevance.text(["What?", "Who?"])
+        for _ in range(2):
+            torch.testing.assert_close(questions.features(["What?", "Who?"]), expected)
+
+    def test_the_oldest_are_forgotten(self, asked, monkeypatch):
+        questions, calls = asked
+        monkeypatch.setattr(Questions, "LIMIT", 2)
+        for question in ("a", "b", "c", "b", "a"):
+            questions.features([question])
+        assert calls == [["a"], ["b"], ["c"], ["a"]]
+        assert questions.features(["a", "b", "c", "d"]).shape == (4, 32), "more at once than are remembered"
+
+    @pytest.mark.parametrize("generates", [False, True], ids=["forward", "generate"])
+    def test_the_question_is_encoded_before_the_frames_and_remembered(self, sdpa, generates):
+        inputs, order, handles = make_inputs(sdpa, ["What is in the picture?"]), [], []
+        for name, module in (("text", sdpa.relevance.text_model), ("frames", sdpa.model.model.vision_tower)):
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: order.append(name)))
+        try:
+            with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
+                for _ in range(2):
+                    if generates:
+                        sdpa.model.generate(**inputs, max_new_tokens=2, do_sample=False)
+                    else:
+                        sdpa.model(**inputs)
+        finally:
+            for handle in handles:
+                handle.remove()
+        assert order == ["text", "frames", "frames"]

@@ -60,7 +60,7 @@ class Measured(NamedTuple):
         logits: `[V]` float32 on the host, of the next token as the model itself puts them out: what `generate` makes of
             them, such as suppressing tokens, is not in them.
         report: of the method; None without one.
-        seconds: of the decoder's layers and all that the method computes, from the tower's features on.
+        seconds: of the decoder's layers and all that the method computes, the question's features among it.
     """
 
     logits: Tensor
@@ -95,10 +95,12 @@ def prefill(
         impl: implementation of the three operations.
     """
     with applied(loaded, method, flops, impl) as pruned:
-        with Stopwatch({"decoder": [family_of(loaded.model).decoder]}) as watch:
+        relevance = None if pruned is None else pruned.relevance
+        stages = {"decoder": [family_of(loaded.model).decoder], "question": [relevance.text_model] if relevance else []}
+        with Stopwatch(stages) as watch:
             output = loaded.model(**inputs, logits_to_keep=1)
         report = None if pruned is None else pruned.report
-    return Measured(output.logits[0, -1].float().cpu(), report, watch.seconds["decoder"])
+    return Measured(output.logits[0, -1].float().cpu(), report, sum(watch.seconds.values()))
 
 
 class Said(NamedTuple):

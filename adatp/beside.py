@@ -1,0 +1,40 @@
+"""Work that the decoder's first layers need not wait for."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+class Beside:
+    """Work that runs beside the layers: on CUDA on a stream of its own, elsewhere at once.
+
+    Args:
+        device: of the work's tensors.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def queued(self, *given: Tensor) -> Iterator[None]:
+        """Queue work that begins once all that was queued before it is done, and that reads the tensors given."""
+        if self._stream is None:
+            yield
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
+        for tensor in given:
+            tensor.record_stream(self._stream)  # so that its memory is not used again too early
+        with torch.cuda.stream(self._stream):
+            yield
+
+    def join(self, *made: Tensor) -> None:
+        """Let what is queued from here on wait for the work, and read the tensors that it has made."""
+        if self._stream is None:
+            return
+        current = torch.cuda.current_stream(self._stream.device)
+        current.wait_stream(self._stream)
+        for tensor in made:
+            if tensor.is_cuda:
+                tensor.record_stream(current)
