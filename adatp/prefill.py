@@ -76,8 +76,14 @@ class Tokens:
         device = hidden.device
         if device == self.cos.device:
             return replace(self, hidden=hidden)
-        moved = (part.to(device) for part in (self.cos, self.sin, self.position, self.origin))
-        return Tokens(hidden, *moved, places=self.places.to(device))
+        return Tokens(
+            hidden,
+            self.cos.to(device),
+            self.sin.to(device),
+            self.position.to(device),
+            self.origin.to(device),
+            self.places.to(device),
+        )
 
 
 @dataclass(frozen=True)
