@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from adatp.transfer import send
+
 
 def round_half_up(value: Tensor) -> Tensor:
     """The nearest integer, halves upwards, as float64."""
@@ -50,7 +52,7 @@ def quotas(
     others = ((n - boost * chosen) / rest.clamp(min=1)).clamp(min=0)
     total = torch.where((chosen > 0) & (rest == 0), boost * n, n)  # exact where the sum of the shares would carry noise
     share = torch.where(significant, boost, torch.where(chosen > 0, others, torch.ones_like(n)))  # [B, S]
-    ratio = torch.tensor(ratios, dtype=torch.float64).to(frames.device, non_blocking=True)[:, None]  # [K, 1]
+    ratio = send(torch.tensor(ratios, dtype=torch.float64), frames.device)[:, None]  # [K, 1]
     exact = (share * size * tokens_per_frame)[:, None, :] * ratio
     return _largest_remainder(exact, (total * tokens_per_frame)[:, None, :] * ratio)
 

@@ -11,6 +11,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCa
 from adatp.masks import additive
 from adatp.padding import stack_left
 from adatp.sparse import SparseVisual
+from adatp.transfer import send
 
 
 @dataclass(frozen=True)
@@ -293,7 +294,7 @@ def fill_layer(
     padding = width - torch.tensor(counts)
     kept = None
     if static or bool(padding.any()):
-        kept = torch.arange(width, device=keys.device) >= padding.to(keys.device, non_blocking=True)[:, None]
+        kept = torch.arange(width, device=keys.device) >= send(padding, keys.device)[:, None]
     if static:
         assert kept is not None
         held = PrunedStaticLayer.of(layer, keys.shape[0], keys.device)

@@ -25,6 +25,7 @@ from adatp.prompt import PrunedPrompt
 from adatp.relevance import NoRelevanceWarning, Relevance, similarity
 from adatp.report import PruningReport, Sample, compressed_sample, cut_sample, whole_sample
 from adatp.sparse import SparseVisual
+from adatp.transfer import send
 from adatp_kernels.dispatch import Impl
 from adatp_kernels.score import score
 
@@ -161,7 +162,7 @@ class PrunedForward:
         ]
         groups = {counts: group for group, counts in enumerate(dict.fromkeys(map(tuple, gone)))}
         device = self._family.decoder.device
-        tokens = torch.tensor(gone).to(device, non_blocking=True)  # [N, B]
+        tokens = send(torch.tensor(gone), device)  # [N, B]
         return [Shift(tokens[layer], groups[tuple(counts)]) for layer, counts in enumerate(gone)]
 
     def _make_sparse(self, layer: Any, keep: float, slots: list[Tensor]) -> None:
@@ -176,7 +177,7 @@ class PrunedForward:
             places = own.nonzero().flatten()[:-1] + width - len(own)
             visual[b, places] = True
         quota = torch.tensor([int(count * keep) for count in visual.sum(1).tolist()])
-        layer.sparse = SparseVisual(visual.to(device, non_blocking=True), quota.to(device, non_blocking=True))
+        layer.sparse = SparseVisual(send(visual, device), send(quota, device))
 
     @torch.no_grad()
     def _thinnings(self, beside: Beside) -> Iterator[Thinning]:

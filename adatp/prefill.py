@@ -41,11 +41,7 @@ class Places:
 
     def to(self, device: torch.device) -> "Places":
         """The same on another device."""
-        return (
-            self
-            if self.rows.device == device
-            else replace(self, rows=self.rows.to(device), begin=self.begin.to(device))
-        )
+        return Places(self.rows.to(device), self.columns, self.begin.to(device))
 
 
 @dataclass(frozen=True)

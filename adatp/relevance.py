@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from adatp.blocks import in_blocks
+from adatp.transfer import send
 
 
 class NoRelevanceWarning(UserWarning):
@@ -125,8 +126,8 @@ class Relevance(nn.Module):
         tokens = self.tokenizer(
             list(questions), padding="max_length", truncation=True, max_length=self.text_length, return_tensors="pt"
         )
-        device = next(self.parameters()).device
-        pooled: Tensor = self.text_model(input_ids=tokens["input_ids"].to(device)).pooler_output
+        ids = send(tokens["input_ids"], next(self.parameters()).device)
+        pooled: Tensor = self.text_model(input_ids=ids).pooler_output
         return pooled
 
 

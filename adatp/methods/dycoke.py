@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adatp.methods.method import BeforeDecoder, SparseDecoding, Video, require
+from adatp.transfer import send
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class DyCoke(BeforeDecoder):
         frames, size, _ = tokens.shape
         compared = _compared(frames)
         pairs = torch.tensor([list(compared), list(compared.values())], dtype=torch.int64)
-        frame, earlier = pairs.to(tokens.device, non_blocking=True)
+        frame, earlier = send(pairs, tokens.device)
 
         order = torch.arange(frames * size, device=tokens.device).view(frames, size)
         rising = _cosine(tokens[frame].float(), tokens[earlier].float()).argsort(dim=1, stable=True)

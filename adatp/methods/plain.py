@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adatp.methods.method import BeforeDecoder, BetweenLayers, Video, require, share_of
+from adatp.transfer import send
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Random(_Share):
         tokens = video.tokens.flatten(0, 1)
         generator = torch.Generator().manual_seed(self.seed)
         drawn = torch.randperm(len(tokens), generator=generator)[: self.count(len(video.tokens), video.grid)]
-        index = drawn.sort().values.to(tokens.device, non_blocking=True)
+        index = send(drawn.sort().values, tokens.device)
         return index, tokens[index]
 
 
