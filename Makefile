@@ -48,15 +48,15 @@ bench: $(READY)
 
 memory: $(READY)
 	@echo "== memory: a prefill of 256 frames, pruned and not"
-	$(BIN)/python bench/memory.py $(if $(JSON),--json "$(JSON)")
+	$(BIN)/python -m bench.memory $(if $(JSON),--json "$(JSON)")
 
 bench-e2e: $(READY)
 	@echo "== bench-e2e: time to first token, by every method, each beside the others in one run"
 	@$(if $(JSON),mkdir -p "$(dir $(JSON))")
-	PYTHONPATH=bench $(BIN)/python -m e2e $(if $(JSON),--json "$(JSON)")
+	$(BIN)/python -m bench.e2e $(if $(JSON),--json "$(JSON)")
 
 report: $(READY)
-	$(BIN)/python bench/report.py
+	$(BIN)/python -m bench.report
 
 lint: $(READY)
 	@echo "== lint: ruff and mypy"

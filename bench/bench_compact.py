@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from costs import compact_cost
-from harness import compiled, grid, no_compile, no_triton, too_much
-from inputs import BASE, Case, compact_inputs
 from torch import Tensor
 
 from adatp_kernels.compact import compact, compact_reference
+from bench.costs import compact_cost
+from bench.harness import compiled, grid, no_compile, no_triton, too_much
+from bench.inputs import BASE, Case, compact_inputs
 
 
 def triton(x: SimpleNamespace) -> list[Tensor]:

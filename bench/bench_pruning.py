@@ -6,8 +6,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from harness import grid, too_much
-from inputs import BASE, DEVICE, DTYPE, Case, compact_inputs, score_inputs, select_inputs
 from transformers import Qwen2Config, Qwen2Model
 
 import adatp
@@ -17,6 +15,8 @@ from adatp.untrained import load_untrained
 from adatp_kernels.compact import compact
 from adatp_kernels.score import score
 from adatp_kernels.select import segment_begins, select
+from bench.harness import grid, too_much
+from bench.inputs import BASE, DEVICE, DTYPE, Case, compact_inputs, score_inputs, select_inputs
 
 FORWARD = "forward: small untrained model on the CPU, 32 frames"
 CASE = Case(BASE)

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from costs import score_cost
-from harness import compiled, grid, no_compile, no_triton, too_much
-from inputs import BASE, DEVICE, Case, score_inputs
 from torch import Tensor
 
 from adatp_kernels.score import rows_at_once, score, score_reference
+from bench.costs import score_cost
+from bench.harness import compiled, grid, no_compile, no_triton, too_much
+from bench.inputs import BASE, DEVICE, Case, score_inputs
 
 # The reference's loop over rows is unrolled when it is compiled: seconds for every turn.
 MAX_TURNS = 32 if DEVICE.type == "cuda" else 12

@@ -4,12 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from costs import select_cost
-from harness import compiled, grid, no_compile, no_triton
-from inputs import Case, select_inputs
 from torch import Tensor
 
 from adatp_kernels.select import FIXED, segment_begins, select, select_reference
+from bench.costs import select_cost
+from bench.harness import compiled, grid, no_compile, no_triton
+from bench.inputs import Case, select_inputs
 
 
 def triton(x: SimpleNamespace) -> Tensor:

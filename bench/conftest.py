@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from costs import Cost, Roofs
-from harness import Row, machine
-from inputs import DEVICE
-from results import render, stripped
-from timing import DeviceClock, measure_roofs, seconds
+
+from bench.costs import Cost, Roofs
+from bench.harness import Row, machine
+from bench.inputs import DEVICE
+from bench.summary import render, stripped
+from bench.timing import DeviceClock, measure_roofs, seconds
 
 ROWS = pytest.StashKey[list[Row]]()
 ROOFS = pytest.StashKey[Roofs]()

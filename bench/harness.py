@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from costs import Cost, Roofs
-from inputs import DEVICE, DTYPE
-from timing import CLOCKS
 
 from adatp_kernels.dispatch import interpreted
+from bench.costs import Cost, Roofs
+from bench.inputs import DEVICE, DTYPE
+from bench.timing import CLOCKS
 
 # What one call may need on a CPU, so that the whole run stays within minutes on two cores.
 CPU_FLOPS = 100e9

@@ -1,6 +1,6 @@
 """Peak memory of a prefill on a long video, and the bytes of its KV cache, pruned and not.
 
-    python bench/memory.py [--frames 256] [--json FILE]
+    python -m bench.memory [--frames 256] [--json FILE]
 
 The peak is of tensors, what kernels take for themselves among them, beyond what was held before: the model itself.
 """
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from harness import machine
 from rich import box
 from rich.console import Console
 from rich.progress import track
@@ -24,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import adatp
 from adatp.untrained import load_untrained
+from bench.harness import machine
 
 RATIOS = ("unpruned", "2.0", "1.5", "1.0")  # p
 HEADS, LAYERS, IMAGE = 8, 18, 196  # of a LLaVA-OneVision with 49 tokens a frame

@@ -1,4 +1,4 @@
-"""Write the README's tables, and the pictures beside the result files, from these: `python bench/report.py`.
+"""Write the README's tables, and the pictures beside the result files, from these: `python -m bench.report`.
 
 What stands in the README between `<!-- report: NAME -->` and `<!-- end -->` is written here and nowhere else.
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from e2e.picture import draw_speed
-from e2e.tables import tables
 
 from adatp.pictures.accuracy import draw_accuracy
 from adatp.study.accuracy_tables import accuracy, biases, by_kind, caption, markdown
 from adatp.study.tabulate import markdown_tables
+from bench.e2e.picture import draw_speed
+from bench.e2e.tables import tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"

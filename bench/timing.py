@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 
 import torch
-from costs import Roofs
-from inputs import DEVICE, DTYPE
+
+from bench.costs import Roofs
+from bench.inputs import DEVICE, DTYPE
 
 BUSY_CYCLES = 2_000_000  # about a millisecond
 

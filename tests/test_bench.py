@@ -2,18 +2,16 @@
 
 import json
 
-import bench_compact
-import bench_score
-import bench_select
-import memory
 import pytest
 import torch
-from costs import Cost, Roofs, compact_cost, score_cost, select_cost
-from harness import Row
-from inputs import Case, biased_scores, compact_inputs, random_generator, score_inputs, select_inputs
-from results import NO_GPU, duration, goals, render, stripped
 from rich.console import Console
-from timing import DeviceClock
+
+from bench import bench_compact, bench_score, bench_select, memory
+from bench.costs import Cost, Roofs, compact_cost, score_cost, select_cost
+from bench.harness import Row
+from bench.inputs import Case, biased_scores, compact_inputs, random_generator, score_inputs, select_inputs
+from bench.summary import NO_GPU, duration, goals, render, stripped
+from bench.timing import DeviceClock
 
 ROOFS = Roofs(copy=1e9, matmul=1e12)
 MACHINE = {

@@ -5,25 +5,25 @@ import json
 import time
 from dataclasses import replace
 
-import e2e.__main__ as command
-import e2e.models
 import pytest
 import torch
-from e2e.decode import decode
-from e2e.fastv_eager import fastv_eager
-from e2e.goals import goals
-from e2e.models import Build, given_states, make, prompt
-from e2e.parts import PARTS, parts
-from e2e.picture import draw_speed
-from e2e.prefill import Contender, contenders, race, relevance_flops
-from e2e.scale import concurrent, cut, vary
-from e2e.stages import RELEVANCE, stages
-from e2e.tables import of_ideal, tables
 
+import bench.e2e.__main__ as command
 from adatp.methods import AdaTP, FastV
 from adatp.prompt import PrunedPrompt
 from adatp.shapes import MODEL_SHAPES
 from adatp.study.measure import prefill
+from bench.e2e import models
+from bench.e2e.decode import decode
+from bench.e2e.fastv_eager import fastv_eager
+from bench.e2e.goals import goals
+from bench.e2e.models import Build, given_states, make, prompt
+from bench.e2e.parts import PARTS, parts
+from bench.e2e.picture import draw_speed
+from bench.e2e.prefill import Contender, contenders, race, relevance_flops
+from bench.e2e.scale import concurrent, cut, vary
+from bench.e2e.stages import RELEVANCE, stages
+from bench.e2e.tables import of_ideal, tables
 
 LAYERS, FRAMES, TEXT = 16, 12, 40
 
@@ -33,8 +33,8 @@ def narrow():
     """The published shapes with all their tokens and next to no width."""
     thin = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(e2e.models, "SIGLIP", {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2})
-        patch.setattr(e2e.models, "VOCABULARY", 512)
+        patch.setattr(models, "SIGLIP", {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2})
+        patch.setattr(models, "VOCABULARY", 512)
         for name, shape in MODEL_SHAPES.items():
             patch.setitem(MODEL_SHAPES, name, replace(shape, text_config={**shape.text_config, **thin}))
         yield
@@ -113,7 +113,7 @@ def ran(built):
 
 
 def test_a_matrix_that_does_not_fit_is_refused(loaded, inputs, monkeypatch):
-    monkeypatch.setattr("e2e.prefill.too_much", lambda size: f"needs {size} bytes")
+    monkeypatch.setattr("bench.e2e.prefill.too_much", lambda size: f"needs {size} bytes")
     entered = [Contender("unpruned", None), Contender("FastV, eager", FastV(), is_eager=True)]
     _, eager = race(loaded, inputs, entered, rounds=1, tell=lambda _: None)
     assert eager.refused == f"needs {3 * 4 * (FRAMES * 196 + TEXT) ** 2 * 4} bytes"

@@ -5,12 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
-import report
 from conftest import make_inputs
 
 import adatp
 from adatp.cli import main
 from adatp.shapes import MODEL_SHAPES, shape_flops
+from bench import report
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

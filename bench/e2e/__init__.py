@@ -1,1 +1,1 @@
-"""Time to first token, end to end: `python -m e2e`."""
+"""Time to first token, end to end: `python -m bench.e2e`."""

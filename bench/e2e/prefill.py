@@ -6,8 +6,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from harness import too_much
-from memory import with_peak
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -18,7 +16,9 @@ from adatp.relevance import Relevance
 from adatp.run import Loaded
 from adatp.study.measure import prefill
 from adatp_kernels.dispatch import Impl
-from e2e.fastv_eager import fastv_eager
+from bench.e2e.fastv_eager import fastv_eager
+from bench.harness import too_much
+from bench.memory import with_peak
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,7 @@ def race(
             tell(f"{loaded.name}: round {turn} of {rounds}, {one.name}")
             method = methods[one.name]
             if one.is_eager:
+                assert isinstance(method, FastV)
                 (took, _), held = with_peak(partial(fastv_eager, loaded, inputs, method), device)
             else:
                 model = loaded if one.compares else replace(loaded, relevance=None)
@@ -132,7 +133,7 @@ def race(
     def timed(one: Contender) -> Timed:
         if one.name in refused:
             return Timed(one.name, refused=refused[one.name])
-        own = {
+        own: dict[str, Any] = {
             "seconds": seconds[one.name],
             "to_unpruned": [mine / other for mine, other in zip(seconds[one.name], whole, strict=True)],
             "peak_bytes": peaks[one.name],
@@ -196,7 +197,8 @@ def relevance_flops(loaded: Loaded, inputs: Mapping[str, Any]) -> int:
             relevance.frames(states[:1])
         with FlopCounterMode(display=False) as a_question:
             relevance.text(["What happens?"])
-    return prompts * (frames * a_frame.get_total_flops() + a_question.get_total_flops())
+    flops: int = prompts * (frames * a_frame.get_total_flops() + a_question.get_total_flops())
+    return flops
 
 
 def causal(flops: Flops) -> float:

@@ -2,11 +2,11 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
-from inputs import Case, compact_inputs, score_inputs, select_inputs
 
 from adatp.methods import AdaTP, Method
 from adatp.run import Loaded
@@ -15,8 +15,9 @@ from adatp.study.measure import applied
 from adatp_kernels.compact import compact
 from adatp_kernels.score import score
 from adatp_kernels.select import select
-from e2e.models import Build, given_states, prompt
-from e2e.prefill import Contender, race
+from bench.e2e.models import Build, given_states, prompt
+from bench.e2e.prefill import Contender, race
+from bench.inputs import Case, compact_inputs, score_inputs, select_inputs
 
 REPEATS = 5  # of a cut's operations
 
@@ -51,10 +52,14 @@ def vary(
                 inputs,
                 [Contender("unpruned", None), Contender("AdaTP", method)],
                 rounds=rounds,
-                tell=lambda step, named=named: tell(f"{step}, {named}"),
+                tell=partial(_tell_of, tell, named),
             )
         found.append({**case, "unpruned": unpruned.seconds, "pruned": pruned.seconds, "ratio": pruned.ratio})
     return found
+
+
+def _tell_of(tell: Callable[[str], None], named: str, step: str) -> None:
+    tell(f"{step}, {named}")
 
 
 def cut(model: str, frames: int) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from adatp.relevance import Relevance
 from adatp.run import Loaded, decode, inputs_of
 from adatp.stopwatch import now
 from adatp.study.measure import applied
-from e2e.exclusive import Exclusive
-from e2e.models import Build
-from e2e.prefill import causal
+from bench.e2e.exclusive import Exclusive
+from bench.e2e.models import Build
+from bench.e2e.prefill import causal
 
 QUESTION = "What happens in the street?"
 RELEVANCE = ("SigLIP layer", "SigLIP head", "SigLIP text tower")

@@ -68,7 +68,7 @@ def _race(rows: list[Result]) -> Rows:
 
 def of_ideal(row: Result, ratio: str = "ratio_causal") -> float:
     """Speed-up over what the decoder's FLOPs promise, or, by `"ratio_all"`, over what all FLOPs do."""
-    return row[ratio] / median(row["to_unpruned"])
+    return float(row[ratio] / median(row["to_unpruned"]))
 
 
 def overhead(parts: Result) -> dict[str, float]:
@@ -142,7 +142,7 @@ def _vary(cases: list[Result]) -> Rows:
 
 def per_token(cut: Result) -> float:
     """Seconds of a cut's three operations for each visual token."""
-    return sum(cut[part] for part in CUT) / cut["visual_tokens"]
+    return float(sum(cut[part] for part in CUT) / cut["visual_tokens"])
 
 
 def _cuts(cuts: list[Result]) -> Rows:

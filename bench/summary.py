@@ -6,12 +6,13 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import Any
 
-from costs import Roofs
-from harness import Row
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from bench.costs import Roofs
+from bench.harness import Row
 
 WIDTH = 150
 KEPT = {"min", "max", "mean", "stddev", "median", "q1", "q3", "iqr", "rounds"}  # of the statistics
@@ -21,7 +22,8 @@ NO_GPU = "GPU: not measured; run `make bench` on a CUDA machine"
 def render(rows: list[Row], roofs: Roofs, machine: dict[str, Any]) -> str:
     """The header, the table, and below it the goals."""
     # a fixed width, so that output that is piped reads the same
-    console = Console(file=io.StringIO(), width=WIDTH, highlight=False)
+    printed = io.StringIO()
+    console = Console(file=printed, width=WIDTH, highlight=False)
     console.print(f"\n{machine['gpu'] or machine['cpu']}", style="bold", end="")
     console.print(
         f": {machine['cores']} cores, {machine['threads']} threads, {machine['dtype']}, "
@@ -33,7 +35,7 @@ def render(rows: list[Row], roofs: Roofs, machine: dict[str, Any]) -> str:
     console.print(table(rows, roofs))
     for line in goals(rows, roofs) if machine["gpu"] else [NO_GPU]:
         console.print(line, markup=False)
-    return console.file.getvalue()
+    return printed.getvalue()
 
 
 def table(rows: list[Row], roofs: Roofs) -> Table:
