@@ -14,17 +14,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import dropwhile, islice, pairwise
 from operator import itemgetter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.container import InputContainer
-from av.packet import Packet
-from av.stream import Disposition, Stream
-from av.video.frame import VideoFrame
-from av.video.stream import VideoStream
+
+if TYPE_CHECKING:  # PyAV is imported where a file is opened: pruning needs none
+    from av.container import InputContainer
+    from av.packet import Packet
+    from av.stream import Stream
+    from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 Path = str | os.PathLike[str]
+MICROSECONDS = 1_000_000  # in a second: what FFmpeg counts a file's duration in
 
 
 class VideoError(ValueError):
@@ -111,8 +113,11 @@ def _choose(ticks: np.ndarray, count: int) -> list[int]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
     """The opened file and its first video stream; what FFmpeg raises meanwhile becomes a VideoError."""
+    import av
+    from av.stream import Disposition
+
     failure = "cannot be opened as a video"
     try:
         # The prefix keeps a colon in the path from being read as a protocol.
@@ -181,12 +186,12 @@ def _frame_index(path: Path) -> _Index:
         return _Index(pts, [(0, 0)], np.arange(len(pts)), 1, _period(stream))
 
 
-def _period(stream: VideoStream) -> Fraction:
+def _period(stream: "VideoStream") -> Fraction:
     """Seconds per frame, as far as the file tells."""
     return 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
 
 
-def _check_complete(path: Path, container: InputContainer, stream: VideoStream, end: Fraction) -> None:
+def _check_complete(path: Path, container: "InputContainer", stream: "VideoStream", end: Fraction) -> None:
     """Raise VideoError if the file is cut short, from what it declares and the `end` in seconds of what it holds.
 
     Only what can be relied on counts: a length written down slightly wrong is no reason to refuse a file.
@@ -197,14 +202,14 @@ def _check_complete(path: Path, container: InputContainer, stream: VideoStream, 
         if reach > size:
             raise VideoError(f"{path}: is cut short: it has {size} bytes and frames up to byte {reach}")
     elif "matroska" in container.format.name:
-        declared = (container.duration or 0) / av.time_base
+        declared = (container.duration or 0) / MICROSECONDS
     elif container.format.name == "avi":
         declared = float(stream.frames * _period(stream))
     if end + 1 < 0.95 * declared:
         raise VideoError(f"{path}: is cut short: it holds {float(end):.1f} s of the {declared:.1f} s it declares")
 
 
-def _frames(container: InputContainer, stream: VideoStream, first: int | None = None) -> Iterator[VideoFrame]:
+def _frames(container: "InputContainer", stream: "VideoStream", first: int | None = None) -> Iterator["VideoFrame"]:
     """The frames in the order they are shown, from the current position of the file or the time `first` on."""
     # A decoder fed from the middle of a group of pictures fails or draws on frames it has not seen.
     for packet in dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream)):
@@ -233,7 +238,7 @@ def _decode(path: Path, index: _Index, wanted: Sequence[int]) -> dict[int, np.nd
     return pictures
 
 
-def _upright(frame: VideoFrame) -> np.ndarray:
+def _upright(frame: "VideoFrame") -> np.ndarray:
     """The picture of a frame, [H, W, 3] uint8 RGB, turned as the file asks for where that is by right angles."""
     picture = frame.to_ndarray(format="rgb24")
     turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0

@@ -118,7 +118,7 @@ class TestRun:
         assert Image.open(file).size[0] > 0
 
     def test_fewer_frames_than_asked_for(self, capsys, tmp_path):
-        import av
+        av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
 
         path = tmp_path / "short.mp4"
         with av.open(str(path), "w") as container:

@@ -5,7 +5,6 @@ import random
 import struct
 from fractions import Fraction
 
-import av
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,6 +12,8 @@ from hypothesis import strategies as st
 
 from adatp import video
 from adatp.video import VideoError, sample_frames
+
+av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
 
 HEIGHT, WIDTH, BLOCK = 48, 64, 16
 

@@ -3,7 +3,6 @@
 from fractions import Fraction
 from pathlib import Path
 
-import av
 import numpy as np
 from numpy.typing import NDArray
 
@@ -24,6 +23,8 @@ def write_mp4(path: Path, frames: NDArray[np.uint8]) -> None:
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"frames must be [n, H, W, 3] uint8, got {list(frames.shape)} {frames.dtype}")
+    import av  # what makes or shows clips needs it only to write them
+
     with av.open(str(path), "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=FPS, options={"crf": "10"})
         stream.height, stream.width = (SCALE * side for side in frames.shape[1:3])
