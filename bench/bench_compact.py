@@ -6,18 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatp_kernels.compact import compact, compact_reference
+from adatp_kernels.compact import compact_reference
 from bench.costs import compact_cost
 from bench.harness import compiled, grid, no_compile, no_triton, too_much
-from bench.inputs import BASE, Case, compact_inputs
+from bench.inputs import BASE, Case, compact_inputs, run_compact
 
 
 def triton(x: SimpleNamespace) -> list[Tensor]:
-    return compact(x.keep, x.counts, x.tensors, impl="triton")
+    return run_compact(x, "triton")
 
 
 def reference(x: SimpleNamespace) -> list[Tensor]:
-    return compact_reference(x.keep, x.counts, x.tensors)
+    return run_compact(x, "reference")
 
 
 def compiled_reference(x: SimpleNamespace) -> list[Tensor]:

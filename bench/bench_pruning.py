@@ -2,6 +2,7 @@
 
 import time
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,11 +13,19 @@ import adatp
 from adatp.flops import prefill_flops
 from adatp.shapes import MODEL_SHAPES
 from adatp.untrained import load_untrained
-from adatp_kernels.compact import compact
-from adatp_kernels.score import score
-from adatp_kernels.select import segment_begins, select
 from bench.harness import grid, too_much
-from bench.inputs import BASE, DEVICE, DTYPE, Case, compact_inputs, score_inputs, select_inputs
+from bench.inputs import (
+    BASE,
+    DEVICE,
+    DTYPE,
+    Case,
+    compact_inputs,
+    run_compact,
+    run_score,
+    run_select,
+    score_inputs,
+    select_inputs,
+)
 
 FORWARD = "forward: small untrained model on the CPU, 32 frames"
 CASE = Case(BASE)
@@ -72,27 +81,31 @@ class Cut:
         s, x, m = score_inputs(CASE), select_inputs(CASE), compact_inputs(CASE)
         visual = torch.linspace(0, CASE.visual - 1, before - CASE.text).long().to(DEVICE)
         left = torch.cat([visual, torch.arange(CASE.visual, CASE.length, device=DEVICE)])
-        self.query, self.key, self.scale = s.query, s.key[:, :, left], s.scale
-        self.rows = torch.arange(len(visual), before, device=DEVICE)[None]
-        self.columns = (0, len(visual))
-        self.given = x.score[:, visual]
-        self.segment, self.position = x.segment[:, left], x.position[:, left]
-        self.quota = torch.full_like(x.quota, (after - CASE.text) // CASE.segments)
-        self.tensors = [tensor[:, left] for tensor in m.tensors]
-        self.deduplicate = before == CASE.length  # after the first cut nothing is left to find ...
-        self.begin = None if self.deduplicate else segment_begins(self.segment, CASE.segments)  # ... and this is known
-        self.keep = self.select()
-        self.counts = [int(self.keep.sum())]
+        rows = torch.arange(len(visual), before, device=DEVICE)[None]
+        self.scored = SimpleNamespace(
+            query=s.query, key=s.key[:, :, left], rows=rows, columns=(0, len(visual)), scale=s.scale
+        )
+        self.selected = SimpleNamespace(
+            score=x.score[:, visual],
+            segment=x.segment[:, left],
+            begin=torch.searchsorted(visual, x.begin),
+            position=x.position[:, left],
+            quota=torch.full_like(x.quota, (after - CASE.text) // CASE.segments),
+            positions=CASE.positions,
+            deduplicate=before == CASE.length,  # after the first cut nothing is left to find
+        )
+        keep = self.select()
+        tensors = [tensor[:, left] for tensor in m.tensors]
+        self.compacted = SimpleNamespace(keep=keep, counts=[int(keep.sum())], tensors=tensors)
 
     def score(self):
-        return score(self.query, self.key, self.rows, self.columns, scale=self.scale)
+        return run_score(self.scored)
 
     def select(self):
-        ids = (self.given, self.segment, self.position, self.quota)
-        return select(*ids, positions=CASE.positions, begin=self.begin, deduplicate=self.deduplicate)
+        return run_select(self.selected)
 
     def compact(self):
-        return compact(self.keep, self.counts, self.tensors)
+        return run_compact(self.compacted)
 
     def all(self):
         return self.score(), self.select(), self.compact()

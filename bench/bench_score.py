@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatp_kernels.score import rows_at_once, score, score_reference
+from adatp_kernels.score import rows_at_once, score_reference
 from bench.costs import score_cost
 from bench.harness import compiled, grid, no_compile, no_triton, too_much
-from bench.inputs import BASE, DEVICE, Case, score_inputs
+from bench.inputs import BASE, DEVICE, Case, run_score, score_inputs
 
 # The reference's loop over rows is unrolled when it is compiled: seconds for every turn.
 MAX_TURNS = 32 if DEVICE.type == "cuda" else 12
 
 
 def triton(x: SimpleNamespace) -> Tensor:
-    return score(x.query, x.key, x.rows, x.columns, scale=x.scale, impl="triton")
+    return run_score(x, "triton")
 
 
 def reference(x: SimpleNamespace) -> Tensor:
-    return score_reference(x.query, x.key, x.rows, x.columns, scale=x.scale)
+    return run_score(x, "reference")
 
 
 def compiled_reference(x: SimpleNamespace) -> Tensor:

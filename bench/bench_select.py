@@ -6,36 +6,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from adatp_kernels.select import FIXED, segment_begins, select, select_reference
+from adatp_kernels.select import FIXED
 from bench.costs import select_cost
 from bench.harness import compiled, grid, no_compile, no_triton
-from bench.inputs import Case, select_inputs
+from bench.inputs import Case, run_select, select_inputs
 
 
 def triton(x: SimpleNamespace) -> Tensor:
-    """As at a first cut: where segments begin has to be found."""
-    return select(x.score, x.segment, x.position, x.quota, positions=x.positions, impl="triton")
-
-
-def triton_begins_known(x: SimpleNamespace) -> Tensor:
-    """As at a later cut."""
-    if not hasattr(x, "begin"):  # in the first, untimed call
-        x.begin = segment_begins(x.segment, x.quota.shape[1])
-    return select(x.score, x.segment, x.position, x.quota, positions=x.positions, begin=x.begin, impl="triton")
+    return run_select(x, "triton")
 
 
 def reference(x: SimpleNamespace) -> Tensor:
-    return select_reference(x.score, x.segment, x.position, x.quota, positions=x.positions)
+    return run_select(x, "reference")
 
 
 def compiled_reference(x: SimpleNamespace) -> Tensor:
-    run = compiled(select_reference, x.case)
-    return run(x.score, x.segment, x.position, x.quota, positions=x.positions)
+    return compiled(run_select, x.case)(x, "reference")
 
 
 def topk_loop(x: SimpleNamespace) -> Tensor:
     """A topk for each segment, best first; the first of each position among them is found by a scatter."""
-    keep = x.segment == FIXED
+    keep = x.position == FIXED
     for s, quota in enumerate(x.quota[0].tolist()):
         inside = (x.segment[0] == s).nonzero().squeeze(1)
         best = inside[x.score[0, inside].topk(min(quota, len(inside))).indices]
@@ -48,7 +39,6 @@ def topk_loop(x: SimpleNamespace) -> Tensor:
 
 PROVIDERS = {
     "triton": triton,
-    "triton, begins known": triton_begins_known,
     "reference": reference,
     "compiled": compiled_reference,
     "topk loop": topk_loop,
@@ -57,7 +47,7 @@ PROVIDERS = {
 
 def reason(case: Case, provider: str) -> str:
     """Why this machine does not run it; empty if it does."""
-    if provider.startswith("triton"):
+    if provider == "triton":
         return no_triton()
     if provider == "compiled":
         return no_compile()
@@ -90,5 +80,5 @@ def test_select(measure, group, case, provider, cache):
         baseline=provider == "reference",
         reason=reason(case, provider),
         check=check,
-        cost=select_cost(x.score, x.segment),
+        cost=select_cost(x.score, x.position),
     )

@@ -1,4 +1,4 @@
-"""What the operations run on: published shapes, random tensors, and scores as attention makes them."""
+"""The operations as they are called, on published shapes: random tensors, and scores as attention makes them."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 
 from adatp.shapes import MODEL_SHAPES
-from adatp_kernels.select import FIXED, select_reference
+from adatp_kernels.compact import compact
+from adatp_kernels.dispatch import Impl
+from adatp_kernels.score import score
+from adatp_kernels.select import FIXED, select
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # what people run there
@@ -117,26 +120,28 @@ def select_inputs(case: Case) -> SimpleNamespace:
         "uniform": lambda: torch.rand(case.visual, generator=make, dtype=torch.float64).float(),
         "equal": lambda: torch.full((case.visual,), 1 / case.visual),
     }[case.scores]()
-    segment = torch.full((1, case.length), FIXED)
+    token = torch.arange(case.length)
     size = case.visual if case.one_segment else FRAMES_PER_SEGMENT * case.positions
-    segment[0, : case.visual] = torch.arange(case.visual) // size
-    sizes = segment[0, : case.visual].bincount(minlength=case.segments)
+    segment = torch.where(token < case.visual, token // size, FIXED)
+    sizes = segment[: case.visual].bincount(minlength=case.segments)
     return SimpleNamespace(
         case=case,
         score=scores[None].to(DEVICE),
-        segment=segment.to(DEVICE),
-        position=(torch.arange(case.length) % case.positions)[None].to(DEVICE),
+        segment=segment[None].to(DEVICE),
+        begin=size * torch.arange(case.segments)[None].to(DEVICE),
+        position=torch.where(token < case.visual, token % case.positions, FIXED)[None].to(DEVICE),
         quota=(0.4 * sizes).long()[None].to(DEVICE),
         positions=case.positions,
+        deduplicate=True,
     )
 
 
 @lru_cache(maxsize=1)
 def compact_inputs(case: Case) -> SimpleNamespace:
-    """Arguments of `compact` as the engine calls it: hidden states, rotary tables, segment, position and origin."""
+    """Arguments of `compact` as the engine calls it: hidden states, rotary tables, position and origin."""
     make = random_generator()
     x = select_inputs(case)
-    keep = select_reference(x.score, x.segment, x.position, x.quota, positions=x.positions)
+    keep = run_select(x, "reference")
 
     def random(size: int) -> Tensor:
         return torch.empty(1, case.length, size).uniform_(-1, 1, generator=make).to(DEVICE, DTYPE)
@@ -146,5 +151,29 @@ def compact_inputs(case: Case) -> SimpleNamespace:
         case=case,
         keep=keep,
         counts=[int(keep.sum())],
-        tensors=[random(case.hidden), random(case.dim), random(case.dim), x.segment, x.position, origin],
+        tensors=[random(case.hidden), random(case.dim), random(case.dim), x.position, origin],
     )
+
+
+def run_score(x: SimpleNamespace, impl: Impl = "auto") -> Tensor:
+    """`[1, C]` scores of `score_inputs`."""
+    return score(x.query, x.key, x.rows, x.columns, scale=x.scale, impl=impl)
+
+
+def run_select(x: SimpleNamespace, impl: Impl = "auto") -> Tensor:
+    """`[1, L]` bool: what stays of `select_inputs`."""
+    return select(
+        x.score,
+        x.segment,
+        x.position,
+        x.quota,
+        positions=x.positions,
+        begin=x.begin,
+        deduplicate=x.deduplicate,
+        impl=impl,
+    )
+
+
+def run_compact(x: SimpleNamespace, impl: Impl = "auto") -> list[Tensor]:
+    """The kept rows of `compact_inputs`."""
+    return compact(x.keep, x.counts, x.tensors, impl=impl)

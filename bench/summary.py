@@ -28,7 +28,8 @@ def render(rows: list[Row], roofs: Roofs, machine: dict[str, Any]) -> str:
     console.print(
         f": {machine['cores']} cores, {machine['threads']} threads, {machine['dtype']}, "
         f"torch {machine['torch']}, triton {machine['triton']}\n"
-        f"roofs of this run: copy {number(roofs.copy / 1e9)} GB/s, matmul {number(roofs.matmul / 1e12)} TFLOP/s\n"
+        f"roofs of this run: copy {number(roofs.copy / 1e9)} GB/s, matmul {number(roofs.matmul / 1e12)} TFLOP/s, "
+        f"exponentials {number(roofs.exponentials / 1e12)} T/s\n"
         "q1 - q3: the middle half of the rounds; ratio: to the group's 1.00, less is faster;\n"
         "rates and roof: of the work that bench/costs.py counts, the same for all of a group"
     )

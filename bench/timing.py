@@ -1,9 +1,10 @@
-"""Clocks, and the two roofs of the machine.
+"""Clocks, and the roofs of the machine.
 
 On a GPU a call is timed by events on the device. Before each one the device is kept busy for a millisecond, in which
 the host queues the call: what is measured is the device's time, without the host's launches, unless the call itself
 waits for the device or takes longer than that to queue. "cold" has the L2 overwritten before every call, "warm" leaves
-it as the last call did. On a CPU calls are timed by the wall clock, one after the other.
+it as the last call did. Where calls are shorter than their launches, `replayed` puts many into a CUDA graph. On a CPU
+calls are timed by the wall clock, one after the other.
 """
 
 import time
@@ -14,7 +15,13 @@ import torch
 from bench.costs import Roofs
 from bench.inputs import DEVICE, DTYPE
 
-BUSY_CYCLES = 2_000_000  # about a millisecond
+CYCLES_PER_SECOND = 2e9  # of a GPU, about
+TURNS = 512  # exponentials of each value, of 4 million on an H100: half a millisecond
+
+
+def keep_busy(seconds: float = 1e-3) -> None:
+    """Queue what keeps the GPU busy for about that long, in which the host queues what is to be timed."""
+    torch.cuda._sleep(int(CYCLES_PER_SECOND * seconds))
 
 
 class DeviceClock:
@@ -33,7 +40,7 @@ class DeviceClock:
         if self._start is None:
             if self.cold:
                 self._flush_cache()
-            torch.cuda._sleep(BUSY_CYCLES)
+            keep_busy()
             self._start = torch.cuda.Event(enable_timing=True)
             self._start.record()
         else:
@@ -63,6 +70,59 @@ else:
     CLOCKS = {"": time.perf_counter}
 
 
+def device_seconds(run: Callable[[], object], *, cold: bool = False, rounds: int = 30) -> list[float]:
+    """Seconds of each of several calls once warm: the device's on a GPU, from a cold or a warm L2; else wall clock."""
+    clock = CLOCKS["cold" if cold else "warm"] if DEVICE.type == "cuda" else time.perf_counter
+    run()
+    took = []
+    for _ in range(rounds):
+        begin = clock()
+        run()
+        took.append(clock() - begin)
+    return took
+
+
+def replayed(run: Callable[[], object], *, calls: int = 10, rounds: int = 30) -> tuple[list[float], str]:
+    """Device seconds of one call, of each of several replays of a CUDA graph of `calls` of them, from a warm L2.
+
+    No launch of the host lies between them. What cannot be captured, because it waits for the device, is timed by
+    `device_seconds`.
+
+    Returns:
+        The seconds; and how they were taken: "graph replay", or "queue" or "wall clock" with the reason.
+    """
+    if DEVICE.type != "cuda":
+        return device_seconds(run, rounds=rounds), "wall clock: no GPU"
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # compiles, and allocates what it keeps
+                run()
+        torch.cuda.synchronize()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(calls):
+                run()
+    except RuntimeError as error:
+        torch.cuda.synchronize()
+        return device_seconds(run, rounds=rounds), f"queue: {str(error).strip().splitlines()[0]}"
+    return [own / calls for own in device_seconds(graph.replay, rounds=rounds)], "graph replay"
+
+
+def host_seconds(run: Callable[[], object], *, rounds: int = 30) -> list[float]:
+    """Seconds that the host takes to queue a call, of several of them; nothing is waited for that the call does not."""
+    run()
+    took = []
+    for _ in range(rounds):
+        synchronize()
+        begin = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - begin)
+    synchronize()
+    return took
+
+
 def synchronize() -> None:
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
@@ -89,7 +149,7 @@ def best(run: Callable[[], object], clock: Clock, rounds: int = 10) -> float:
 
 
 def measure_roofs() -> Roofs:
-    """Copy and matrix product, both far larger than any cache."""
+    """Copy and matrix product, both far larger than any cache, and exponentials, which touch no memory."""
     clock = list(CLOCKS.values())[-1]
     on_gpu = DEVICE.type == "cuda"
     source = torch.ones((1 << 30) if on_gpu else (1 << 28), dtype=torch.uint8, device=DEVICE)
@@ -97,4 +157,21 @@ def measure_roofs() -> Roofs:
     copy = 2 * source.numel() / best(lambda: target.copy_(source), clock)
     n = 8192 if on_gpu else 2048
     a, b = torch.randn(2, n, n, device=DEVICE).to(DTYPE)
-    return Roofs(copy=copy, matmul=2 * n**3 / best(lambda: a @ b, clock))
+    matmul = 2 * n**3 / best(lambda: a @ b, clock)
+    return Roofs(copy, matmul, measure_exponentials(clock))
+
+
+def measure_exponentials(clock: Clock) -> float:
+    """exp2 of fp32 values a second: of values in registers on a GPU, of values in the first cache on a CPU."""
+    if DEVICE.type == "cuda":
+        from bench.exponentials_triton import exponentials
+
+        return TURNS * exponentials(DEVICE, TURNS).numel() / best(lambda: exponentials(DEVICE, TURNS), clock)
+    values = torch.rand(1 << 12)
+    result = torch.empty_like(values)
+
+    def run() -> None:
+        for _ in range(100):
+            torch.exp2(values, out=result)
+
+    return 100 * values.numel() / best(run, clock)

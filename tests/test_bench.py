@@ -13,7 +13,7 @@ from bench.inputs import Case, biased_scores, compact_inputs, random_generator, 
 from bench.summary import NO_GPU, duration, goals, render, stripped
 from bench.timing import DeviceClock
 
-ROOFS = Roofs(copy=1e9, matmul=1e12)
+ROOFS = Roofs(copy=1e9, matmul=1e12, exponentials=1e10)
 MACHINE = {
     "gpu": None, "cpu": "a CPU", "cores": 2, "threads": 2, "dtype": "float32", "torch": "2", "triton": "3",
 }  # fmt: skip
@@ -57,14 +57,15 @@ def test_every_compaction_is_the_reference_s():
 def test_costs_counted_by_hand():
     query, key = torch.zeros(1, 4, 3, 8), torch.zeros(1, 2, 10, 8)
     # 4 heads x 3 rows x 8 x (10 keys + 6 columns) multiply-adds; 96 + 160 floats, 3 places, 6 scores
-    assert score_cost(query, key, (2, 8)) == Cost(4 * (96 + 160) + 8 * 3 + 4 * 6, 2 * 4 * 3 * 8 * 16)
-    # 5 scores and positions, 7 segment ids, 7 bytes of mask
-    assert select_cost(torch.zeros(1, 5), torch.zeros(1, 7, dtype=torch.int64)) == Cost(5 * (4 + 8) + 7 * 8 + 7)
+    assert score_cost(query, key, (2, 8)) == Cost(4 * (96 + 160) + 8 * 3 + 4 * 6, 2 * 4 * 3 * 8 * 16, 4 * 3 * 16)
+    # 5 scores, 7 positions, 7 bytes of mask
+    assert select_cost(torch.zeros(1, 5), torch.zeros(1, 7, dtype=torch.int64)) == Cost(5 * 4 + 7 * 8 + 7)
     keep = torch.tensor([[True, False, True]])
     tensors = [torch.zeros(1, 3, 5, dtype=torch.bfloat16), torch.zeros(1, 3, dtype=torch.int64)]
     assert compact_cost(keep, [2], tensors) == Cost(2 * 2 * (5 * 2 + 8) + 3)
     assert ROOFS.seconds(Cost(bytes=2 * 10**9, flops=10**12)) == 2.0
     assert ROOFS.seconds(Cost(bytes=0, flops=3 * 10**12)) == 3.0
+    assert ROOFS.seconds(Cost(bytes=1, flops=1, exponentials=4 * 10**10)) == 4.0
 
 
 def test_scores_are_heavy_tailed_and_biased():
@@ -113,12 +114,12 @@ def test_durations_in_the_unit_of_another():
 
 
 def test_goals_name_the_worst_case():
-    score, select, eager, overhead = goals(rows(), Roofs(copy=1e12, matmul=1e14))
+    score, select, eager, overhead = goals(rows(), Roofs(copy=1e12, matmul=1e14, exponentials=1e12))
     assert "MISSED in 1 of 1" in score
     assert GROUP in score
     assert all("not measured" in line for line in (select, eager, overhead))
     measured = [*rows()[:2], Row(GROUP, "eager attention", median=1e-3)]
-    score, _, eager, _ = goals(measured, Roofs(copy=6e10, matmul=1e14))  # the roof is 16.7 us
+    score, _, eager, _ = goals(measured, Roofs(copy=6e10, matmul=1e14, exponentials=1e12))  # the roof is 16.7 us
     assert "met in all 1" in score
     assert "met, least 50.0x" in eager
 
@@ -170,7 +171,7 @@ def test_the_report_names_nobody():
                 "stats": {"median": 1.235},
             }
         ],
-        "roofs": {"copy": 1e9, "matmul": 1e12},
+        "roofs": {"copy": 1e9, "matmul": 1e12, "exponentials": 1e10},
         "not_measured": [{"group": GROUP, "provider": "eager attention", "reason": "needs 98 GB, free 12"}],
     }
 

@@ -12,12 +12,10 @@ from adatp.methods import AdaTP, Method
 from adatp.run import Loaded
 from adatp.stopwatch import now
 from adatp.study.measure import applied
-from adatp_kernels.compact import compact
-from adatp_kernels.score import score
-from adatp_kernels.select import select
 from bench.e2e.models import Build, given_states, prompt
 from bench.e2e.prefill import Contender, race
-from bench.inputs import Case, compact_inputs, score_inputs, select_inputs
+from bench.inputs import DEVICE, Case, compact_inputs, run_compact, run_score, run_select, score_inputs, select_inputs
+from bench.timing import host_seconds, replayed
 
 REPEATS = 5  # of a cut's operations
 
@@ -63,24 +61,23 @@ def _tell_of(tell: Callable[[str], None], named: str, step: str) -> None:
 
 
 def cut(model: str, frames: int) -> dict[str, Any]:
-    """Seconds of the three operations of a first cut, at random tensors of a model's shape: medians, once warm."""
+    """Seconds of the three operations of a first cut, at random tensors of a model's shape: medians, once warm.
+
+    On a GPU these are the device's, and `host` has what the host takes to queue each of them.
+    """
     case = Case(model, frames)
-    s = score_inputs(case)
-    x, c = select_inputs(case), compact_inputs(case)
+    s, x, c = score_inputs(case), select_inputs(case), compact_inputs(case)
     operations: dict[str, Callable[[], Any]] = {
-        "scoring": lambda: score(s.query, s.key, s.rows, s.columns, scale=s.scale),
-        "selection": lambda: select(x.score, x.segment, x.position, x.quota, positions=x.positions),
-        "compaction": lambda: compact(c.keep, c.counts, c.tensors),
+        "scoring": lambda: run_score(s),
+        "selection": lambda: run_select(x),
+        "compaction": lambda: run_compact(c),
     }
-    took = {}
+    found: dict[str, Any] = {"frames": frames, "visual_tokens": case.visual}
     for name, run in operations.items():
-        seconds = []
-        for _ in range(1 + REPEATS):
-            begin = now()
-            run()
-            seconds.append(now() - begin)
-        took[name] = median(seconds[1:])
-    return {"frames": frames, "visual_tokens": case.visual, **took}
+        found[name] = median(replayed(run, rounds=REPEATS)[0])
+    if DEVICE.type == "cuda":
+        found["host"] = {name: median(host_seconds(run)) for name, run in operations.items()}
+    return found
 
 
 @torch.inference_mode()

@@ -68,7 +68,7 @@ def stages(loaded: Loaded, build: Build, video: Path, frames: int, method: Metho
         "projector": own["projector"],
         **{name: own[name] for name in RELEVANCE},
         "decoder": own["decoder"],
-        "rest": generating - own.total(),
+        "rest": generating - sum(own.values()),
     }
     found = {
         "frames": len(clip.frames),
