@@ -18,6 +18,7 @@ from bench.inputs import (
     BASE,
     DEVICE,
     DTYPE,
+    FRAMES_PER_SEGMENT,
     Case,
     compact_inputs,
     run_compact,
@@ -85,14 +86,16 @@ class Cut:
         self.scored = SimpleNamespace(
             query=s.query, key=s.key[:, :, left], rows=rows, columns=(0, len(visual)), scale=s.scale
         )
+        is_first = before == CASE.length  # after it segments have holes, and no position is left twice
+        begins = x.begin if is_first else x.begin[:, ::FRAMES_PER_SEGMENT]
         self.selected = SimpleNamespace(
             score=x.score[:, visual],
-            segment=x.segment[:, left],
-            begin=torch.searchsorted(visual, x.begin),
+            segment=x.segment if is_first else None,
+            begin=torch.searchsorted(visual, begins),
             position=x.position[:, left],
             quota=torch.full_like(x.quota, (after - CASE.text) // CASE.segments),
             positions=CASE.positions,
-            deduplicate=before == CASE.length,  # after the first cut nothing is left to find
+            deduplicate=is_first,
         )
         keep = self.select()
         tensors = [tensor[:, left] for tensor in m.tensors]

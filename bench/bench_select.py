@@ -27,8 +27,9 @@ def compiled_reference(x: SimpleNamespace) -> Tensor:
 def topk_loop(x: SimpleNamespace) -> Tensor:
     """A topk for each segment, best first; the first of each position among them is found by a scatter."""
     keep = x.position == FIXED
+    segment = x.segment[0].repeat_interleave(x.positions)
     for s, quota in enumerate(x.quota[0].tolist()):
-        inside = (x.segment[0] == s).nonzero().squeeze(1)
+        inside = (segment == s).nonzero().squeeze(1)
         best = inside[x.score[0, inside].topk(min(quota, len(inside))).indices]
         rank = torch.arange(len(best), device=best.device)
         spot = x.position[0, best]
@@ -61,6 +62,7 @@ CASES = {
     **{f"select: {c}": c for c in (Case("onevision-7b"), Case("onevision-0.5b"), Case("llava-video-7b"))},
     **{f"select: {c}": c for c in (Case("onevision-7b", frames=frames) for frames in (8, 128, 1024))},
     "select: OneVision-7B, 32 frames, one segment": Case("onevision-7b", one_segment=True),
+    "select: OneVision-7B, 1024 frames, one segment": Case("onevision-7b", frames=1024, one_segment=True),
     "select: OneVision-7B, 32 frames, uniform scores": Case("onevision-7b", scores="uniform"),
     "select: OneVision-7B, 32 frames, equal scores": Case("onevision-7b", scores="equal"),
 }

@@ -120,15 +120,14 @@ def select_inputs(case: Case) -> SimpleNamespace:
         "uniform": lambda: torch.rand(case.visual, generator=make, dtype=torch.float64).float(),
         "equal": lambda: torch.full((case.visual,), 1 / case.visual),
     }[case.scores]()
-    token = torch.arange(case.length)
-    size = case.visual if case.one_segment else FRAMES_PER_SEGMENT * case.positions
-    segment = torch.where(token < case.visual, token // size, FIXED)
-    sizes = segment[: case.visual].bincount(minlength=case.segments)
+    token, frame = torch.arange(case.length), torch.arange(case.frames)
+    segment = frame // (case.frames if case.one_segment else FRAMES_PER_SEGMENT)
+    sizes = case.positions * segment.bincount(minlength=case.segments)
     return SimpleNamespace(
         case=case,
         score=scores[None].to(DEVICE),
         segment=segment[None].to(DEVICE),
-        begin=size * torch.arange(case.segments)[None].to(DEVICE),
+        begin=case.positions * frame[None].to(DEVICE),
         position=torch.where(token < case.visual, token % case.positions, FIXED)[None].to(DEVICE),
         quota=(0.4 * sizes).long()[None].to(DEVICE),
         positions=case.positions,
@@ -162,16 +161,17 @@ def run_score(x: SimpleNamespace, impl: Impl = "auto") -> Tensor:
 
 def run_select(x: SimpleNamespace, impl: Impl = "auto") -> Tensor:
     """`[1, L]` bool: what stays of `select_inputs`."""
-    return select(
+    keep, _ = select(
         x.score,
-        x.segment,
         x.position,
+        x.begin,
         x.quota,
         positions=x.positions,
-        begin=x.begin,
+        segment=x.segment,
         deduplicate=x.deduplicate,
         impl=impl,
     )
+    return keep
 
 
 def run_compact(x: SimpleNamespace, impl: Impl = "auto") -> list[Tensor]:

@@ -14,13 +14,14 @@ from adatp.methods import Method
 from adatp.models import family_of
 from adatp.prefill import Prefill
 from adatp.prompt import PrunedPrompt
-from adatp.relevance import Relevance
+from adatp.relevance import Questions, Relevance
 from adatp.run import Loaded
 from adatp.study.measure import applied, prefill
 from bench.e2e.exclusive import EVENTS, HOST, WAITING, Clock, Exclusive
 from bench.timing import keep_busy
 
 PARTS = {  # of the pruning, by what computes it
+    "question": (Questions, "features"),
     "relevance": (Relevance, "forward"),
     "text queries": (PrunedPrompt, "project"),
     "scoring": (Prefill, "_scores"),

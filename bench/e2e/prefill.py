@@ -194,7 +194,7 @@ def relevance_flops(loaded: Loaded, inputs: Mapping[str, Any]) -> int:
     prompts, frames = inputs["pixel_values_videos"].shape[:2]
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):  # a CPU's fused attention is not counted
         with FlopCounterMode(display=False) as a_frame:
-            relevance.frames(states[:1])
+            relevance(states[:1])
         with FlopCounterMode(display=False) as a_question:
             relevance.text(["What happens?"])
     flops: int = prompts * (frames * a_frame.get_total_flops() + a_question.get_total_flops())

@@ -15,7 +15,7 @@ from bench.e2e.exclusive import Exclusive
 from bench.e2e.models import Build
 from bench.e2e.prefill import causal
 
-QUESTION = "What happens in the street?"
+QUESTION, ANOTHER = "What happens in the street?", "Who?"  # what was asked before is not encoded again
 RELEVANCE = ("SigLIP layer", "SigLIP head", "SigLIP text tower")
 LAYER = "tower layer"
 
@@ -41,7 +41,7 @@ def stages(loaded: Loaded, build: Build, video: Path, frames: int, method: Metho
     tower, layers = body.vision_tower, body.vision_tower.encoder.layers
     with applied(loaded, method) as pruned:
         short, _ = decode(str(video), 2)
-        loaded.model.generate(**inputs_of(loaded, short, QUESTION), max_new_tokens=1, do_sample=False)
+        loaded.model.generate(**inputs_of(loaded, short, ANOTHER), max_new_tokens=1, do_sample=False)
         clip, decoding = decode(str(video), frames)
         begin = now()
         inputs = inputs_of(loaded, clip, QUESTION)
