@@ -24,34 +24,40 @@ from torch import Tensor
 
 FIXED: tl.constexpr = tl.constexpr(-1)  # as `select` has it
 PADDING: tl.constexpr = tl.constexpr(-2)
+LAST: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # beyond every column, whose order `^ LAST` turns round
+NOBODY: tl.constexpr = tl.constexpr(-(2**63))  # claims a position that no token has
 
 # Tokens of a segment that a program holds in registers: five frames or less, and up to 32 keys a thread.
 SMALL, LARGE = 1024, 8192
 # Tokens of a piece of a longer segment: no more than `LARGE`, lest three long segments meet in one stretch of them.
 CHUNK = 4096
 # Tokens that are drawn from a long segment.
-SAMPLE = 2048
+SAMPLE = 4096
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
+
+
+@triton.jit
+def _columns(begin, known, start, columns):
+    """Where stretches begin among the scored columns; after the last one, where there is no stretch."""
+    column = tl.load(begin, mask=known, other=start + columns) - start
+    return tl.minimum(tl.maximum(column, 0), columns).to(tl.int32)
 
 
 @triton.jit
 def _bounds(begin, segment, own, stretches, start, columns):
     """The columns `[first, stop)` of segment `own`. What lies before the first segment comes with it."""
-    end = tl.cast(start + columns, tl.int64)
     if segment is None:
-        first = tl.load(begin + own)
-        stop = tl.load(begin + own + 1, mask=own + 1 < stretches, other=end)
+        first = _columns(begin + own, own < stretches, start, columns)
+        stop = _columns(begin + own + 1, own + 1 < stretches, start, columns)
     else:
-        first, stop = end, end
-        for r in range(0, stretches, 1024):
-            stretch = r + tl.arange(0, 1024)
-            at = tl.load(begin + stretch, mask=stretch < stretches, other=end)
+        first, stop = columns, columns
+        for r in range(0, stretches, 256):
+            stretch = r + tl.arange(0, 256)
+            at = _columns(begin + stretch, stretch < stretches, start, columns)
             ids = tl.load(segment + stretch, mask=stretch < stretches, other=0)
-            first = tl.minimum(first, tl.min(tl.where(ids >= own, at, end), 0))
-            stop = tl.minimum(stop, tl.min(tl.where(ids > own, at, end), 0))
-    first = tl.where(own == 0, 0, tl.minimum(tl.maximum(first - start, 0), columns))
-    stop = tl.minimum(tl.maximum(stop - start, 0), columns)
-    return first.to(tl.int32), stop.to(tl.int32)
+            first = tl.minimum(first, tl.min(tl.where(ids >= own, at, columns), 0))
+            stop = tl.minimum(stop, tl.min(tl.where(ids > own, at, columns), 0))
+    return tl.where(own == 0, 0, first), stop
 
 
 @triton.jit
@@ -61,16 +67,30 @@ def _wanted(quota, columns):
 
 
 @triton.jit
-def _load(score, position, column, inside, positions):
-    """Keys of some columns as uint32, 0 where nothing is prunable; and their positions, or `FIXED`, or `PADDING`."""
-    slot = tl.load(position + column, mask=inside, other=PADDING)
-    score = tl.load(score + column, mask=inside, other=0.0).to(tl.float32)
-    slot = tl.where((slot < FIXED) | (slot >= positions), PADDING, slot).to(tl.int32)
-    score = tl.where(score == 0.0, 0.0, score)  # -0 equals 0
+def _ordered(score):
+    """fp32 to uint32 in the same order: -0 equals 0, NaN of either sign is 1 and comes lowest; 0 is no score's."""
+    score = tl.where(score == 0.0, 0.0, score)
     bits = score.to(tl.uint32, bitcast=True)
-    key = tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)
-    key = tl.where(score == score, key, 1)  # NaN of either sign: below -inf, which is 0x007FFFFF
-    return tl.where(slot >= 0, key, 0), slot
+    key = tl.where(bits >= 0x80000000, bits ^ 0xFFFFFFFF, bits | 0x80000000)  # -inf becomes 0x007FFFFF
+    return tl.where(score == score, key, 1)
+
+
+@triton.jit
+def _keys(score, position, keep, best, column, stop, positions, DEDUPLICATE: tl.constexpr):
+    """Keys of some columns, 0 where nothing is prunable. What is fixed is kept, and positions get their best."""
+    slot = tl.load(position + column, mask=column < stop, other=PADDING)
+    value = tl.load(score + column, mask=column < stop, other=0.0)
+    prunable = (slot >= 0) & (slot < positions)
+    key = tl.where(prunable, _ordered(value.to(tl.float32)), 0)
+    tl.store(keep + column, slot == FIXED, mask=column < stop)
+    if DEDUPLICATE:
+        for p in range(0, positions, 1024):
+            empty = p + tl.arange(0, 1024)
+            tl.store(best + empty, tl.full([1024], NOBODY, tl.int64), mask=empty < positions)
+        tl.debug_barrier()
+        claim = ((key.to(tl.int64) - 2**31) << 32) | (column ^ LAST).to(tl.int64)  # by key, then earlier first
+        tl.atomic_max(best + slot, claim, mask=prunable, sem="relaxed", scope="cta")
+    return key
 
 
 @triton.jit
@@ -92,97 +112,256 @@ def _threshold(key, wanted):
     while low < high:
         third = (high - low) // 3
         a, b = low + third, high - 1 - third
-        # both counts, of 65,535 at most, in one sum
+        # both counts, of 32,767 at most, in one sum
         count = tl.sum((key > a).to(tl.int32) + ((key > b).to(tl.int32) << 16), 0)
         low, high, above = _narrow(low, high, above, wanted, a, b, count & 0xFFFF, count >> 16)
     return high, wanted - above
 
 
 @triton.jit
-def _empty(best, positions):
-    """A program's slots of positions, before anything is in them."""
-    for p in range(0, positions, 1024):
-        slot = p + tl.arange(0, 1024)
-        tl.store(best + slot, tl.full([1024], -(2**63), tl.int64), mask=slot < positions)
-
-
-@triton.jit
-def _claim(key, column):
-    """int64 that orders tokens by key, then earlier ones first."""
-    return ((key.to(tl.int64) - 2**31) << 32) | (0x7FFFFFFF - column).to(tl.int64)
-
-
-@triton.jit
-def _enter(best, key, slot, column):
-    """The best token of each position, into slots that are empty."""
-    tl.debug_barrier()
-    tl.atomic_max(best + slot, _claim(key, column), mask=key > 0, sem="relaxed", scope="cta")
-
-
-@triton.jit
-def _settle(keep, best, key, slot, column, inside, threshold, fit, DEDUPLICATE: tl.constexpr):
-    """Write what stays of some tokens, `fit` ties among them; how many that are."""
-    taken = key > threshold
+def _cut(key, column, threshold, fit):
+    """The column before which `fit` of the threshold's ties stand: the same search among their columns."""
+    cut = 0
     if fit > 0:
-        tie = (key == threshold).to(tl.int32)
-        taken = taken | ((tie > 0) & (tl.cumsum(tie, 0) <= fit))
-    if DEDUPLICATE:
-        tl.debug_barrier()
-        # past the first-level cache, which knows nothing of atomics
-        holder = tl.load(best + slot, mask=taken, other=0, cache_modifier=".cg")
-        taken = taken & (holder == _claim(key, column))
-    tl.store(keep + column, taken | (slot == FIXED), mask=inside)
-    return tl.sum(taken.to(tl.int32), 0)
+        early = tl.where(key == threshold, column ^ LAST, 0).to(tl.uint32)
+        latest, _ = _threshold(early, fit)
+        cut = latest.to(tl.int32) ^ LAST
+    return cut
 
 
 @triton.jit
-def _whole(score, position, keep, best, first, stop, wanted, positions, DEDUPLICATE: tl.constexpr, BLOCK: tl.constexpr):
+def _stay(keep, key, column, mask, threshold, cut):
+    """Keep what is taken of some tokens; how many that are."""
+    stays = mask & ((key > threshold) | ((key == threshold) & (column < cut)))
+    tl.store(keep + column, stays, mask=stays)
+    return tl.sum(stays.to(tl.int32), 0)
+
+
+@triton.jit
+def _best_stay(keep, claim, first, stop, threshold, cut):
+    """Keep what is taken of the tokens in `[first, stop)` that have claimed a position; how many that are."""
+    key = ((claim >> 32) + 2**31).to(tl.uint32)  # 0 of nobody's
+    column = (claim & LAST).to(tl.int32) ^ LAST
+    return _stay(keep, key, column, (column >= first) & (column < stop), threshold, cut)
+
+
+@triton.jit
+def _whole(
+    score, position, keep, best, first, stop, wanted, positions, DEDUPLICATE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """Settle a segment that fits into a block; the tokens that it keeps."""
     column = first + tl.arange(0, BLOCK)
-    key, slot = _load(score, position, column, column < stop, positions)
-    if DEDUPLICATE:
-        _enter(best, key, slot, column)
+    key = _keys(score, position, keep, best, column, stop, positions, DEDUPLICATE)
     threshold, fit = _threshold(key, wanted)
-    return _settle(keep, best, key, slot, column, column < stop, threshold, fit, DEDUPLICATE)
+    cut = _cut(key, column, threshold, fit)
+    tl.debug_barrier()  # fixed tokens and positions are written
+    count = 0
+    if DEDUPLICATE:
+        for p in range(0, positions, 256):
+            slot = p + tl.arange(0, 256)
+            # past the first-level cache, which knows nothing of atomics
+            claim = tl.load(best + slot, mask=slot < positions, other=NOBODY, cache_modifier=".cg")
+            count += _best_stay(keep, claim, first, stop, threshold, cut)
+    else:
+        count = _stay(keep, key, column, column < stop, threshold, cut)
+    return count
+
+
+@triton.jit
+def _piece(begin, segment, piece, stretches, start, columns, LARGE: tl.constexpr, CHUNK: tl.constexpr):
+    """A piece's segment, its columns, and the piece's own; none if that segment is settled as a whole.
+
+    A chunk of columns has two pieces, as two long segments may meet in it: the segment's of its first column, and that
+    of its last one.
+    """
+    left = piece // 2 * CHUNK
+    right = tl.minimum(left + CHUNK, columns)
+    column = tl.where(piece % 2 == 0, left, right - 1)
+    own = 0
+    for r in range(0, stretches, 256):
+        stretch = r + tl.arange(0, 256)
+        at = _columns(begin + stretch, stretch < stretches, start, columns)
+        ids = stretch
+        if segment is not None:
+            ids = tl.load(segment + stretch, mask=stretch < stretches, other=0).to(tl.int32)
+        own = tl.maximum(own, tl.max(tl.where(at <= column, ids, 0), 0))
+    first, stop = _bounds(begin, segment, own, stretches, start, columns)
+    right = tl.minimum(right, stop)
+    if (stop - first <= LARGE) | ((piece % 2 == 1) & (first <= left)):
+        right = left
+    return own, first, stop, tl.maximum(left, first), right
+
+
+@triton.jit
+def _bracket(score, position, first, stop, wanted, positions, SAMPLE: tl.constexpr):
+    """Keys that a long segment's threshold lies between, `low < threshold <= high`, unless its sample is off."""
+    place = tl.arange(0, SAMPLE).to(tl.uint32) * 2654435769  # multiples of the golden ratio: even, and no period
+    column = first + tl.umulhi(place, (stop - first).to(tl.uint32)).to(tl.int32)
+    slot = tl.load(position + column)
+    value = tl.load(score + column)
+    key = tl.where((slot >= 0) & (slot < positions), _ordered(value.to(tl.float32)), 0)
+    expected = (wanted.to(tl.int64) * SAMPLE // (stop - first)).to(tl.int32)
+    margin: tl.constexpr = SAMPLE // 36  # 3.5 standard deviations of such a count, 3 % of the tokens
+    low, _ = _threshold(key, expected + margin)
+    high, _ = _threshold(key, tl.maximum(expected - margin, 0))
+    high = tl.where(expected < margin, 0xFFFFFFFF, high)
+    return tl.where(low > 0, low - 1, low), high
+
+
+@triton.jit(
+    do_not_specialize=["length", "start", "columns", "positions", "stretches", "segments", "pieces"],
+    do_not_specialize_on_alignment=["begin", "segment", "quota"],
+)
+def select_kernel(
+    score, position, begin, segment, quota, keep, kept, best, keys, notes,
+    length, start, columns, positions, stretches, segments, pieces,
+    DEDUPLICATE: tl.constexpr, LONG: tl.constexpr, SMALL: tl.constexpr, LARGE: tl.constexpr, CHUNK: tl.constexpr,
+    SAMPLE: tl.constexpr,
+):  # fmt: skip
+    """Grid: segments, pieces, and blocks of `SMALL` tokens without a score; B.
+
+    Of every piece of a long segment, `keys` `[2, B, C]` holds its tokens' keys, and those in the bracket, from the
+    piece's first column on; and `notes` `[B, pieces, 4]` how many are above the bracket, how many in it, and its ends.
+    """
+    program, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    position += sample * length
+    keep += sample * length
+    if program >= segments + pieces:
+        token = (program - segments - pieces) * SMALL + tl.arange(0, SMALL)
+        token += tl.where(token >= start, columns, 0)
+        slot = tl.load(position + token, mask=token < length, other=PADDING)
+        tl.store(keep + token, slot == FIXED, mask=token < length)
+    else:
+        score += sample * columns
+        position += start
+        keep += start
+        begin += sample * stretches
+        quota += sample * segments
+        if segment is not None:
+            segment += sample * stretches
+        best += (sample * (segments + pieces) + program) * positions
+        if program < segments:
+            first, stop = _bounds(begin, segment, program, stretches, start, columns)
+            wanted = _wanted(quota + program, columns)
+            count = 0
+            if first < stop:
+                if stop - first <= SMALL:
+                    count = _whole(score, position, keep, best, first, stop, wanted, positions, DEDUPLICATE, SMALL)
+                elif stop - first <= LARGE:
+                    count = _whole(score, position, keep, best, first, stop, wanted, positions, DEDUPLICATE, LARGE)
+            tl.store(kept + sample * segments + program, count.to(tl.int64))
+        elif LONG:
+            own, first, stop, left, right = _piece(
+                begin, segment, program - segments, stretches, start, columns, LARGE, CHUNK
+            )
+            if left < right:
+                wanted = _wanted(quota + own, columns)
+                low, high = _bracket(score, position, first, stop, wanted, positions, SAMPLE)
+                column = left + tl.arange(0, CHUNK)
+                key = _keys(score, position, keep, best, column, right, positions, DEDUPLICATE)
+                keys += sample * columns
+                tl.store(keys + column, key, mask=column < right)
+                inside = ((key > low) & (key <= high)).to(tl.int32)
+                rank = tl.cumsum(inside, 0) - inside
+                bracketed = keys + tl.num_programs(1).to(tl.int64) * columns
+                tl.store(bracketed + left + rank, key, mask=inside > 0)
+                notes += (sample * pieces + program - segments) * 4
+                tl.store(notes, tl.sum((key > high).to(tl.int32), 0))
+                tl.store(notes + 1, tl.sum(inside, 0))
+                tl.store(notes + 2, low.to(tl.int32, bitcast=True))
+                tl.store(notes + 3, high.to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def _count(
+    keys, notes, first, stop, end, whole, a, b, CHUNK: tl.constexpr
+):  # fmt: skip
+    """Keys above `a` and above `b` in the lists of a long segment's pieces, up to chunk `end`.
+
+    `whole`: not the keys in the bracket, but all.
+    """
+    above_a, above_b = tl.zeros([16, 256], tl.int32), tl.zeros([16, 256], tl.int32)
+    for c in range(first // CHUNK, end, 16):
+        chunk = c + tl.arange(0, 16)
+        left = tl.maximum(chunk * CHUNK, first)
+        size = tl.where(chunk < end, tl.minimum((chunk + 1) * CHUNK, stop) - left, 0)
+        if not whole:
+            piece = 2 * chunk + (chunk * CHUNK < first)
+            size = tl.load(notes + piece.to(tl.int64) * 4 + 1, mask=chunk < end, other=0)
+        for i in range(0, tl.max(size, 0), 256):
+            at = i + tl.arange(0, 256)
+            key = tl.load(keys + left[:, None] + at[None, :], mask=at[None, :] < size[:, None], other=0)
+            key = key.to(tl.uint32, bitcast=True)
+            above_a += (key > a).to(tl.int32)
+            above_b += (key > b).to(tl.int32)
+    return tl.sum(above_a), tl.sum(above_b)
 
 
 @triton.jit(
     do_not_specialize=["length", "start", "columns", "positions", "stretches", "segments"],
     do_not_specialize_on_alignment=["begin", "segment", "quota"],
 )
-def select_kernel(
-    score, position, begin, segment, quota, keep, kept, best,
+def long_segment_kernel(
+    begin, segment, quota, keep, kept, best, keys, notes,
     length, start, columns, positions, stretches, segments,
-    DEDUPLICATE: tl.constexpr, SMALL: tl.constexpr, LARGE: tl.constexpr,
+    DEDUPLICATE: tl.constexpr, LARGE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Grid: segments and blocks of `SMALL` tokens without a score, B."""
-    own, sample = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    position += sample * length
-    keep += sample * length
-    if own >= segments:
-        token = (own - segments) * SMALL + tl.arange(0, SMALL)
-        token += tl.where(token >= start, columns, 0)
-        slot = tl.load(position + token, mask=token < length, other=PADDING)
-        tl.store(keep + token, slot == FIXED, mask=token < length)
+    """Settle the pieces of long segments, by what `select_kernel` has left. Grid: pieces, B."""
+    piece, pieces, sample = tl.program_id(0), tl.num_programs(0), tl.program_id(1).to(tl.int64)
+    begin += sample * stretches
+    if segment is not None:
+        segment += sample * stretches
+    own, first, stop, left, right = _piece(begin, segment, piece, stretches, start, columns, LARGE, CHUNK)
+    if left >= right:
+        return
+    keep += sample * length + start
+    keys += sample * columns
+    notes += sample * pieces * 4
+    wanted = _wanted(quota + sample * segments + own, columns)
+    chunks = tl.cdiv(stop, CHUNK)
+
+    above, inside = 0, 0
+    for c in range(first // CHUNK, chunks, 256):
+        chunk = c + tl.arange(0, 256)
+        at = notes + (2 * chunk + (chunk * CHUNK < first)).to(tl.int64) * 4
+        above += tl.sum(tl.load(at, mask=chunk < chunks, other=0), 0)
+        inside += tl.sum(tl.load(at + 1, mask=chunk < chunks, other=0), 0)
+    low = tl.load(notes + piece * 4 + 2).to(tl.uint32, bitcast=True)
+    high = tl.load(notes + piece * 4 + 3).to(tl.uint32, bitcast=True)
+    whole = (above > wanted) | ((above + inside < wanted) & (low > 0))
+    searched = keys
+    if whole:
+        low, high, above = tl.zeros_like(low), tl.full((), 0xFFFFFFFF, tl.uint32), 0
     else:
-        begin += sample * stretches
-        if segment is not None:
-            segment += sample * stretches
-        first, stop = _bounds(begin, segment, own, stretches, start, columns)
-        wanted = _wanted(quota + sample * segments + own, columns)
-        score += sample * columns
-        position += start
-        keep += start
-        best += (sample * segments + own) * positions
-        count = 0
-        if first < stop:
-            if DEDUPLICATE:
-                _empty(best, positions)
-            if stop - first <= SMALL:
-                count = _whole(score, position, keep, best, first, stop, wanted, positions, DEDUPLICATE, SMALL)
-            elif stop - first <= LARGE:
-                count = _whole(score, position, keep, best, first, stop, wanted, positions, DEDUPLICATE, LARGE)
-        tl.store(kept + sample * segments + own, count.to(tl.int64))
+        searched += tl.num_programs(1).to(tl.int64) * columns
+
+    beyond = above  # keys above the list's greatest
+    while low < high:
+        third = (high - low) // 3
+        a, b = low + third, high - 1 - third
+        above_a, above_b = _count(searched, notes, first, stop, chunks, whole, a, b, CHUNK)
+        low, high, above = _narrow(low, high, above, wanted, a, b, beyond + above_a, beyond + above_b)
+    fit = tl.where(high > 0, wanted - above, 0)
+
+    cut = 0
+    column = left + tl.arange(0, CHUNK)
+    key = tl.load(keys + column, mask=column < right, other=0).to(tl.uint32, bitcast=True)
+    if fit > 0:
+        upper, lower = _count(searched, notes, first, stop, left // CHUNK, whole, high, high - 1, CHUNK)
+        cut = _cut(key, column, high, fit - (lower - upper))
+    count = 0
+    if DEDUPLICATE:
+        best += (sample * (segments + pieces) + segments) * positions
+        for p in range(0, positions, 256):
+            slot = p + tl.arange(0, 256)
+            claim = tl.full([256], NOBODY, tl.int64)
+            for c in range(first // CHUNK, chunks):
+                of = best + tl.cast(2 * c + (c * CHUNK < first), tl.int64) * positions
+                claim = tl.maximum(claim, tl.load(of + slot, mask=slot < positions, other=NOBODY))
+            count += _best_stay(keep, claim, left, right, high, cut)
+    else:
+        count = _stay(keep, key, column, column < right, high, cut)
+    tl.atomic_add(kept + sample * segments + own, count.to(tl.int64), sem="relaxed")
 
 
 @torch.library.custom_op("adatp::select", mutates_args=())
@@ -199,18 +378,29 @@ def select_triton(
     """`adatp_kernels.select.select`; `score` belongs to the tokens from `start` on."""
     batch, length = position.shape
     segments, stretches, columns = quota.shape[1], begin.shape[1], score.shape[1]
+    long = columns > LARGE
+    pieces = 2 * triton.cdiv(columns, CHUNK) if long else 0
     device = position.device
     keep = torch.empty(batch, length, dtype=torch.bool, device=device)
     kept = torch.empty(batch, segments, dtype=torch.int64, device=device)
-    best = torch.empty(batch * segments * positions if deduplicate else 0, dtype=torch.int64, device=device)
+    slots = batch * (segments + pieces) * positions if deduplicate else 0
+    best = torch.empty(slots, dtype=torch.int64, device=device)
+    keys = torch.empty(2, batch, columns, dtype=torch.int32, device=device) if long else None
+    notes = torch.empty(batch, pieces, 4, dtype=torch.int32, device=device) if long else None
+    begin, quota, mask = begin.contiguous(), quota.contiguous(), keep.view(torch.uint8)
+    segment = None if segment is None else segment.contiguous()
     with torch.cuda.device_of(position):  # Triton launches on the current device
-        select_kernel[(segments + triton.cdiv(length - columns, SMALL), batch)](
-            score.contiguous(), position.contiguous(), begin.contiguous(),
-            None if segment is None else segment.contiguous(), quota.contiguous(),
-            keep.view(torch.uint8), kept, best,
-            length, start, columns, positions, stretches, segments,
-            DEDUPLICATE=deduplicate, SMALL=SMALL, LARGE=LARGE, **LAUNCH,
+        select_kernel[(segments + pieces + triton.cdiv(length - columns, SMALL), batch)](
+            score.contiguous(), position.contiguous(), begin, segment, quota, mask, kept, best, keys, notes,
+            length, start, columns, positions, stretches, segments, pieces,
+            DEDUPLICATE=deduplicate, LONG=long, SMALL=SMALL, LARGE=LARGE, CHUNK=CHUNK, SAMPLE=SAMPLE, **LAUNCH,
         )  # fmt: skip
+        if long:
+            long_segment_kernel[(pieces, batch)](
+                begin, segment, quota, mask, kept, best, keys, notes,
+                length, start, columns, positions, stretches, segments,
+                DEDUPLICATE=deduplicate, LARGE=LARGE, CHUNK=CHUNK, **LAUNCH,
+            )  # fmt: skip
     return keep, kept
 
 
