@@ -46,6 +46,30 @@ SHARED_MEMORY = {
     "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10,
 }  # fmt: skip
 TENSOR_MEMORY = 512  # columns of it on sm_100
+
+
+class Processor(NamedTuple):
+    """What the programs of one multiprocessor share: CUDA programming guide, compute capabilities; CDNA3 ISA.
+
+    Registers are given to a warp in steps of 8 a thread. A program takes `reserved` bytes of shared memory besides its own.
+    """
+
+    registers: int  # of 32 bits, of a quarter
+    warps: int  # of a quarter
+    programs: int
+    shared: int  # bytes
+    reserved: int = 1 << 10
+
+
+# On gfx942 a quarter is a SIMD unit, and a warp a wavefront of 64 threads.
+PROCESSORS = {
+    "sm_80": Processor(16384, 16, 32, 164 << 10),
+    "sm_86": Processor(16384, 12, 16, 100 << 10),
+    "sm_89": Processor(16384, 12, 24, 100 << 10),
+    "sm_90": Processor(16384, 16, 32, 228 << 10),
+    "sm_100": Processor(16384, 16, 32, 228 << 10),
+    "gfx942": Processor(32768, 8, 32, 64 << 10, 0),
+}
 # Bytes that one load of a thread may have. Queries, keys and rows of tensors come in 16; 8 is an id, 4 its lower half
 # or a row's maximum or sum, 1 the mask. Half-precision rows in pieces of one element (2) fail, and so does none of 16.
 LOADS = {"normaliser": {4, 8, 16}, "column": {4, 8, 16}, "compact": {1, 8, 16}}
@@ -66,13 +90,18 @@ class Case(NamedTuple):
 
 
 class Resources(NamedTuple):
-    """What a program takes: registers and spilled bytes of a thread, bytes of shared memory; and how wide it loads."""
+    """What a program takes: registers and spilled bytes of a thread, bytes of shared memory; and how wide it loads.
+
+    `loop`: instructions of the loop that it spends its time in, 0 where they are not counted.
+    """
 
     registers: int
     shared: int
     tensor_memory: int
     spills: int
     loads: frozenset[int]
+    warps: int
+    loop: int
 
 
 def score_case(dtype: str, dim: int, *, text=TEXT, padded=False, lse=False, targets=ALL) -> Case:
@@ -213,20 +242,52 @@ def variants(prompts: list[PromptLayout], target: str) -> list[dict[str, int]]:
 
 
 def resources(kernel) -> Resources:
-    rest = kernel.metadata.shared, getattr(kernel.metadata, "tmem_size", None) or 0
+    memory = kernel.metadata.shared, getattr(kernel.metadata, "tmem_size", None) or 0
     if "amdgcn" in kernel.asm:
         text = kernel.asm["amdgcn"]
         # Memory of a thread. A scalar register that is spilled goes into a lane of a vector register, not to memory.
         spills = int(re.search(r"\.private_segment_fixed_size:\s+(\d+)", text)[1])
         registers = int(re.search(r"\.vgpr_count:\s+(\d+)", text)[1])
-        return Resources(registers, *rest, spills, _amd_loads(text))
+        return Resources(registers, *memory, spills, _amd_loads(text), kernel.metadata.num_warps, 0)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        tool = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        tool = [triton.knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
         report = subprocess.run(tool, check=True, capture_output=True, text=True).stdout
     registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) .*?LOCAL:(\d+)", report).groups())
-    return Resources(registers, *rest, stack + local, _nvidia_loads(kernel.asm["ptx"]))
+    loads = _nvidia_loads(kernel.asm["ptx"])
+    return Resources(registers, *memory, stack + local, loads, kernel.metadata.num_warps, _hot_loop(report))
+
+
+def programs(target: str, found: Resources) -> int:
+    """How many fit a multiprocessor at a time."""
+    has = PROCESSORS[target]
+    lanes = TARGETS[target].warp_size
+    warps = min(has.warps, has.registers // (lanes * 8 * math.ceil(found.registers / 8)))
+    memory = found.shared + has.reserved
+    limits = [4 * warps // found.warps, has.programs, has.shared // memory if memory else has.programs]
+    if found.tensor_memory:
+        limits.append(TENSOR_MEMORY // found.tensor_memory)
+    return min(limits)
+
+
+def _hot_loop(sass: str) -> int:
+    """Instructions of the innermost loop that multiplies matrices, the shortest if several do; or of the largest loop."""
+    code = [(int(at, 16), text) for at, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", sass)]
+    loops = []
+    for end, text in code:
+        jump = re.search(r"\bBRA\b.* 0x([0-9a-f]+)", text)
+        if jump and int(jump[1], 16) < end:
+            body = [text for at, text in code if int(jump[1], 16) <= at <= end]
+            products = sum(bool(re.search(r"\b(HGMMA|HMMA|UTC\w*MMA|FFMA)", text)) for text in body)
+            loops.append((int(jump[1], 16), end, len(body), products))
+    most = max((products for *_, products in loops), default=0)
+    # half, since addresses and exponentials take some multiply-adds as well
+    multiplying = [loop for loop in loops if loop[3] * 2 >= most > 0]
+    if not multiplying:
+        return max((length for _, _, length, _ in loops), default=0)
+    inner = [a for a in multiplying if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in multiplying)]
+    return min(length for _, _, length, _ in inner)
 
 
 def _nvidia_loads(ptx: str) -> frozenset[int]:
@@ -275,7 +336,7 @@ def main() -> int:
         }
     rows = [(kernel, *at, found) for at, kernels in done.items() for kernel, found in kernels.items()]
     table = Table("kernel", "case", "target", title=f"Triton {triton.__version__}")
-    for name in ("registers", "shared KiB", "spills"):
+    for name in ("registers", "shared KiB", "spills", "programs", "loop"):
         table.add_column(name, justify="right")
     table.add_column("problems", style="red")
     rows.sort(key=lambda row: row[0])  # stable: cases and targets in their own order
@@ -283,9 +344,9 @@ def main() -> int:
     for i, (kernel, case, target, found) in enumerate(rows):
         bad = problems(kernel, case, target, found)
         wrong += bool(bad)
-        numbers = (str(found.registers), f"{math.ceil(found.shared / 1024)}", str(found.spills))
+        numbers = [found.registers, math.ceil(found.shared / 1024), found.spills, programs(target, found), found.loop]
         last = i + 1 == len(rows) or rows[i + 1][:2] != (kernel, case)
-        table.add_row(kernel, case, target, *numbers, "; ".join(bad), end_section=last)
+        table.add_row(kernel, case, target, *map(str, numbers), "; ".join(bad), end_section=last)
     console.print(table)
     console.print(f"{len(rows)} programs, {wrong} with problems")
     return 1 if wrong else 0
