@@ -22,7 +22,6 @@ def score(
     *,
     scale: float,
     first_key: Tensor | None = None,
-    lse: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
     """Mean softmax probability that the text rows give to each key of a column range.
@@ -41,8 +40,6 @@ def score(
         columns: `(start, stop)`, the key range that scores are wanted for.
         scale: factor of the logits, usually `D ** -0.5`.
         first_key: `[B]` int64, the first key that is no left padding; None where there is none.
-        lse: `[B, H, T]` float32, the natural log-sum-exp of each row's scaled logits over the keys it may attend to,
-            where the attention kernel has left it; None to have it found here. Read for rows in use only.
         impl: see `adatp_kernels.dispatch`. `"triton"` takes float32, float16 and bfloat16, and D up to 256.
 
     Returns:
@@ -52,14 +49,14 @@ def score(
     Raises:
         ValueError: shapes or dtypes that do not fit together, columns outside the keys, or what `impl` does not take.
     """
-    _check(query, key, rows, columns, first_key, lse)
+    _check(query, key, rows, columns, first_key)
     if resolve(impl, query.device) == "triton":
         from adatp_kernels.score_triton import score_triton
 
-        scores: Tensor = score_triton(query, key, rows, *columns, scale, first_key, lse)
+        scores: Tensor = score_triton(query, key, rows, *columns, scale, first_key)
         return scores
     with _no_autocast(query.device.type):
-        return score_reference(query, key, rows, columns, scale=scale, first_key=first_key, lse=lse)
+        return score_reference(query, key, rows, columns, scale=scale, first_key=first_key)
 
 
 def score_reference(
@@ -70,16 +67,12 @@ def score_reference(
     *,
     scale: float,
     first_key: Tensor | None = None,
-    lse: Tensor | None = None,
 ) -> Tensor:
     """`score` in PyTorch: a few rows of a sample at a time, so that the work is O(T L H D) and the memory O(L H)."""
     start, stop = columns
-    index = torch.arange(key.shape[2], device=query.device)
-    wanted = slice(start, stop)
-    if lse is not None:  # nothing but the columns is looked at
-        key, index, wanted = key[:, :, start:stop], index[start:stop], slice(None)
     batch, heads, count, dim = query.shape
     groups, length = key.shape[1], key.shape[2]
+    index = torch.arange(length, device=query.device)
     total = torch.zeros(batch, stop - start, dtype=torch.float32, device=query.device)
     keys = key.float().transpose(2, 3)  # [B, G, D, L]
     step = rows_at_once(heads * length)
@@ -94,10 +87,7 @@ def score_reference(
             logits = (chunk @ keys[b]).view(heads, len(visible), length)
             # not -inf, of which a row that sees nothing would make NaN, and what is in a row not in use is gone
             logits.masked_fill_(~visible, torch.finfo(torch.float32).min)
-            if lse is None:
-                probability = logits.softmax(-1)[..., wanted]
-            else:
-                probability = logits.sub_(lse[b, :, t : t + step].where(seeing, 0.0)[..., None]).exp_()
+            probability = logits.softmax(-1)[..., start:stop]
             total[b] += (seeing.float().expand(heads, 1, -1) @ probability).sum((0, 1))
     in_use = (rows >= 0).sum(1, keepdim=True).clamp(min=1)
     return total / (heads * in_use)
@@ -120,7 +110,6 @@ def _check(
     rows: Tensor,
     columns: tuple[int, int],
     first_key: Tensor | None,
-    lse: Tensor | None,
 ) -> None:
     if query.ndim != 4 or key.ndim != 4 or query.shape[0] != key.shape[0] or query.shape[3] != key.shape[3]:
         raise ValueError(
@@ -136,7 +125,3 @@ def _check(
         raise ValueError(f"columns must lie within the {key.shape[2]} keys, got {columns}")
     if first_key is not None and first_key.shape != query.shape[:1]:
         raise ValueError(f"first_key must be [B] = {(query.shape[0],)}, got {tuple(first_key.shape)}")
-    if lse is not None and (lse.shape != query.shape[:3] or lse.dtype != torch.float32):
-        raise ValueError(
-            f"lse must be [B, H, T] = {tuple(query.shape[:3])} float32, got {tuple(lse.shape)} {lse.dtype}"
-        )

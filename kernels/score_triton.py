@@ -1,21 +1,30 @@
 """`score` in Triton: two passes over the keys, and no attention matrix.
 
-    score[j] = 1 / (H R) * sum over heads h and rows t of  exp2(s[h, t, j] - max[h, t]) / sum[h, t]
+    score[j] = 1 / (H R) * sum over heads h and rows t of  exp2(s[h, t, j] - lse2[h, t])
 
-with s = scale * log2(e) * query . key, and R the rows in use. A column's sum runs over heads and rows, a row's
-normaliser over all keys; nothing can be divided before every key has been seen, so the keys are gone over twice.
+with s = scale * log2(e) * query . key, lse2 the base-2 logarithm of the sum of exp2(s[h, t, i]) over the keys i that
+row t may attend to, and R the rows in use. A column's sum runs over heads and rows, lse2 over all keys; nothing can be
+divided before every key has been seen, so the keys are gone over twice.
 
 1. `normaliser_kernel` is attention without values. The query heads that share a key head lie side by side as rows: keys
    are read once for all of them, and even one text row makes a matrix product. Text rows alone are too few to fill a
-   GPU, so the keys are split over programs, and each split leaves its own (max, sum) of every row.
-2. `column_kernel` holds a block of keys and goes over the rows, joins their splits, and adds up. Where there are fewer
-   blocks than processors the rows are split as well: each part is written down, and the program that comes last adds up
-   all parts, always in the same order. Which one that is changes no bit of the result; no float is added atomically.
+   GPU, so the keys are split over programs, and each split leaves its own (max, sum) of every row. The program that
+   comes last for a tile of rows joins all splits and writes lse2. It is infinite for rows that are not in use or see no
+   key: they add exp2(-inf) = 0 to every column. The queries are written down as well, in the order of the rows and with
+   zeros where a row is not in use, so that the second pass reads whole tiles.
+2. `column_kernel` holds a block of keys, goes over the rows, and adds up. Where there are fewer blocks than processors
+   the rows are split as well: each part is written down, and the program that comes last adds up all parts.
 
-Cost: 2 H T D (L + C) multiply-adds on tensor cores, H T (L + C) exponentials, and G D (L + C) elements of keys read for
-every H/G T / 64 tiles of rows, from L2 after the first. Buffers: 2 H T splits + C parts floats.
+Which program comes last changes no bit of the result, since it joins all parts in one order, and no float is added
+atomically. Most keys are seen by all rows: whole blocks of these take a loop without a test of what is visible.
+
+Cost: 2 H T D (L + C) multiply-adds on tensor cores, and H T (L + C) exponentials, of which a multiprocessor of Hopper
+takes 16 a clock: with D = 128 they last as long as the products, with D = 64 twice as long. From L2 come G D L elements
+of keys for each tile of a key head's rows, and H T D elements of queries for each block of columns. Buffers, with H T
+rounded up to tiles: H T D elements of queries, and H T (2 splits + 2) + C parts words of 4 bytes.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -28,208 +37,271 @@ from adatp_kernels.device import processors
 from adatp_kernels.dispatch import interpreted
 
 MAX_DIM = 256
-LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LOG2E = math.log2(math.e)
 
 # A split of fewer keys than this costs more to join than it gains in parallelism.
 MIN_KEYS_PER_SPLIT = 256
-# (max, sum) pairs that the second pass joins for each tile of rows: a small part of the tile's products.
-JOINED = 512
-# Programs for each processor: the second hides the latency of the first.
-PROGRAMS_PER_PROCESSOR = 2
-# Eight warps hold the tiles without spilling, and Hopper's two groups of four share the keys.
-LAUNCH = {"num_warps": 8, "num_stages": 2, "enable_fp_fusion": True}
+# (max, sum) pairs of a tile of rows that one program joins at once.
+JOINED = 4096
+# Warps that a processor runs side by side: while some wait for a product, others take exponentials.
+WARPS_PER_PROCESSOR = 16
+LAUNCH = {"num_stages": 2, "enable_fp_fusion": True}
 
 
-class Tiles(NamedTuple):
-    """Block sizes of a launch: `m` rows x `n` keys x `d` of the head dimension."""
+class Tile(NamedTuple):
+    """Block sizes of a launch: `m` rows x `n` keys x `d` of the head dimension, and the warps that share them."""
 
     m: int
     n: int
     d: int
+    warps: int = 8
+
+    def blocks(self) -> dict[str, int]:
+        return {"BLOCK_M": self.m, "BLOCK_N": self.n, "BLOCK_D": self.d, "num_warps": self.warps}
 
 
-def tiles(rows: int, dim: int, element_size: int) -> Tiles:
-    """Block sizes for `rows` rows of a key head.
+def tiles(rows: int, dim: int, element_size: int) -> tuple[Tile, Tile]:
+    """Block sizes of the normaliser and of the columns, for `rows` rows of a key head.
 
-    In half precision 128 keys, 32 KiB of them at most, so that two stages and a tile of queries fit into the 99 KiB of
-    sm_86 and sm_89; and 64 rows, the height of Hopper's matrix instructions. Heads above 128 get smaller tiles, which
-    fit into registers. Few rows, as FastV's single one, take the smallest height that a tensor core knows; there are
-    just these two heights, so that prompts of other lengths compile nothing new. In fp32 the tensor cores would round
-    to tf32: plain multiply-adds, in small tiles.
+    In half precision a warp of the normaliser takes 16 rows, so that no row is spread over warps, and 8 warps take 128
+    rows: keys come from L2 once for all of them. Two stages of keys and the queries fit into the 99 KiB of sm_86 and
+    sm_89. Heads above 128 get smaller tiles, which fit into registers. Few rows, as FastV's single one, take the
+    smallest height that a tensor core knows; there are just these three heights, so that prompts of other lengths
+    compile nothing new. In fp32 the tensor cores would round to tf32: plain multiply-adds, in small tiles.
     """
     d = max(16, triton.next_power_of_2(dim))
     if element_size == 4:
-        return Tiles(16, 32, d)
-    large = d > 128
-    return Tiles(16 if rows <= 16 else 32 if large else 64, 32 if large else 128, d)
+        return Tile(16, 32, d), Tile(16, 32, d)
+    if d > 128:
+        height = 16 if rows <= 16 else 32
+        return Tile(height, 32, d), Tile(height, 32, d)
+    if rows <= 16:
+        return Tile(16, 128, d), Tile(16, 128, d)
+    return Tile(64, 64, d, 4) if rows <= 64 else Tile(128, 64, d), Tile(64, 128, d)
 
 
-def key_splits(row_tiles: int, length: int, tile: Tiles, device: torch.device) -> tuple[int, int]:
-    """(splits, keys of each): as many as give every processor its programs, and no more than can be joined cheaply."""
-    wanted = triton.cdiv(PROGRAMS_PER_PROCESSOR * processors(device), max(1, row_tiles))
-    splits = min(wanted, JOINED // tile.m, triton.cdiv(length, MIN_KEYS_PER_SPLIT))
+def key_splits(row_tiles: int, length: int, tile: Tile, device: torch.device) -> tuple[int, int]:
+    """(splits, keys of each): as many as run side by side, and no more than can be joined at once."""
+    splits = min(_places(tile, device) // row_tiles, JOINED // tile.m, triton.cdiv(length, MIN_KEYS_PER_SPLIT))
     keys = triton.cdiv(triton.cdiv(length, max(1, splits)), tile.n) * tile.n
     return triton.cdiv(length, keys), keys
 
 
-def row_parts(column_tiles: int, groups: int, row_tiles: int, device: torch.device) -> tuple[int, int]:
-    """(parts of the key heads, parts of each one's tiles of rows), for `column_tiles` blocks of keys."""
-    wanted = triton.cdiv(PROGRAMS_PER_PROCESSOR * processors(device), max(1, column_tiles))
-    of_groups = min(groups, wanted)
-    return of_groups, min(row_tiles, triton.cdiv(wanted, of_groups))
+def row_parts(column_tiles: int, row_tiles: int, tile: Tile, device: torch.device) -> tuple[int, int]:
+    """(parts, tiles of rows of each): as many as run side by side, for so many blocks of columns."""
+    each = triton.cdiv(row_tiles, max(1, _places(tile, device) // column_tiles))
+    return triton.cdiv(row_tiles, each), each
+
+
+def _places(tile: Tile, device: torch.device) -> int:
+    """Programs that the device runs side by side."""
+    return processors(device) * WARPS_PER_PROCESSOR // tile.warps
 
 
 @triton.jit
-def _query_tile(
-    query, sample, group, row, rows, count, stride_b, stride_h, stride_t,
-    REPEATS: tl.constexpr, DIM: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_D: tl.constexpr,
+def _tile(
+    pointer, valid,
+    MASKED: tl.constexpr, STRIDE: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`[BLOCK_M, BLOCK_D]`: row r of a key head is text row r % T of its query head r // T."""
-    head = group * REPEATS + row // count
-    offset = sample * stride_b + head.to(tl.int64) * stride_h + (row % count).to(tl.int64) * stride_t
-    if ALIGNED:
-        offset = tl.multiple_of(offset, 8)
+    """`[BLOCK, BLOCK_D]`: rows of `DIM` elements, `STRIDE` apart; 0 past `DIM`, and if `MASKED` where not valid."""
     d = tl.arange(0, BLOCK_D)
-    mask = (row < rows)[:, None] & (d < DIM)[None, :]
-    return tl.load(query + offset[:, None] + d[None, :], mask=mask, other=0.0)
+    at = pointer + (tl.arange(0, BLOCK)[:, None] * STRIDE + d[None, :])
+    if MASKED:
+        return tl.load(at, mask=valid[:, None] & (d < DIM)[None, :], other=0.0)
+    if DIM == BLOCK_D:
+        return tl.load(at)
+    return tl.load(at, mask=(d < DIM)[None, :], other=0.0)
 
 
 @triton.jit
-def _key_tile(
-    key, sample, group, column, stop, stride_b, stride_g, stride_l,
-    DIM: tl.constexpr, ALIGNED: tl.constexpr, BLOCK_D: tl.constexpr,
+def _take_in(
+    m, total, q, key, bound, begin, end, scale,
+    MASKED: tl.constexpr, STRIDE: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """`[BLOCK_N, BLOCK_D]`."""
-    offset = sample * stride_b + tl.cast(group, tl.int64) * stride_g + column.to(tl.int64) * stride_l
-    if ALIGNED:
-        offset = tl.multiple_of(offset, 8)
-    d = tl.arange(0, BLOCK_D)
-    mask = (column < stop)[:, None] & (d < DIM)[None, :]
-    return tl.load(key + offset[:, None] + d[None, :], mask=mask, other=0.0)
+    """(max, sum) of every row with the keys `[begin, end)` taken in, which all rows see unless `MASKED`."""
+    n = tl.arange(0, BLOCK_N)
+    for first in range(begin, end, BLOCK_N):
+        k = _tile(key + tl.cast(first, tl.int64) * STRIDE, first + n < end, MASKED, STRIDE, DIM, BLOCK_N, BLOCK_D)
+        s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
+        if MASKED:
+            s = tl.where(first + n[None, :] <= bound[:, None], s, float("-inf"))
+        new = tl.maximum(m, tl.max(s, 1))
+        shift = new * scale
+        if MASKED:
+            shift = tl.where(new == float("-inf"), 0.0, shift)  # a row that has seen no key yet
+        total = total * tl.exp2(m * scale - shift) + tl.sum(tl.exp2(s * scale - shift[:, None]), 1)
+        m = new
+    return m, total
+
+
+@triton.jit
+def _log_sum_exp(m, total, in_use):
+    """Of (max, sum) pairs, to base 2; infinite for rows that are not in use or have seen no key."""
+    seen = in_use & (total != 0.0)
+    return tl.where(seen, m + tl.log2(tl.where(seen, total, 1.0)), float("inf"))
 
 
 @triton.jit(
-    do_not_specialize=["count", "length", "split_keys", "counters"],
+    do_not_specialize=[
+        "query_b", "query_h", "query_t", "key_b", "key_g", "count", "length", "row_tiles", "splits", "split_keys"
+    ],
     do_not_specialize_on_alignment=["row_index", "first_key"],
-)
+)  # fmt: skip
 def normaliser_kernel(
-    query, key, row_index, first_key, row_max, row_sum, counter,
-    query_b, query_h, query_t, key_b, key_g, key_l,
-    count, length, split_keys, counters, scale,
-    GROUPS: tl.constexpr, REPEATS: tl.constexpr, DIM: tl.constexpr, ALIGNED: tl.constexpr,
+    query, key, row_index, first_key, queries, bounds, lse2, pairs, arrivals,
+    query_b, query_h, query_t, key_b, key_g,
+    count, length, row_tiles, splits, split_keys, scale,
+    GROUPS: tl.constexpr, REPEATS: tl.constexpr, DIM: tl.constexpr, STRIDE: tl.constexpr, ALIGNED: tl.constexpr,
+    PADDED: tl.constexpr, NEGATED: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Log-sum-exp of every row over the keys that it sees; queries in order. Grid: B G tiles of rows, splits."""
+    tile, split = tl.program_id(0), tl.program_id(1)
+    sample = (tile // (GROUPS * row_tiles)).to(tl.int64)
+    group = (tile // row_tiles % GROUPS).to(tl.int64)
+    within = tl.arange(0, BLOCK_M)
+    # row r of a key head is text row r % T of its query head r // T
+    row = tile % row_tiles * BLOCK_M + within
+    text, head = row % count, group * REPEATS + row // count
+    bound = tl.load(row_index + sample * count + text, mask=row < REPEATS * count, other=-1).to(tl.int32)
+    in_use = bound >= 0
+    offset = sample * query_b + head * query_h + text.to(tl.int64) * query_t
+    if ALIGNED:
+        offset = tl.multiple_of(offset, 8)
+    d = tl.arange(0, BLOCK_D)[None, :]
+    q = tl.load(query + offset[:, None] + d, mask=in_use[:, None] & (d < DIM), other=0.0)  # [BLOCK_M, BLOCK_D]
+    if NEGATED:
+        q = -q
+    at_row = tile.to(tl.int64) * BLOCK_M + within
+    if split == 0:
+        tl.store(queries + at_row[:, None] * BLOCK_D + d, q)
+        tl.store(bounds + at_row, bound)
+
+    start = split * split_keys
+    last = tl.minimum(start + split_keys, length) - 1
+    if PADDED:
+        start = tl.maximum(start, tl.load(first_key + sample).to(tl.int32))
+    bound = tl.minimum(bound, last)
+    stop = tl.max(bound, 0) + 1
+    seen_by_all = tl.minimum(tl.min(tl.where(in_use, bound, last), 0) + 1, stop)
+    whole = start + tl.maximum(seen_by_all - start, 0) // BLOCK_N * BLOCK_N
+    at = sample * key_b + group * key_g
+    if ALIGNED:
+        at = tl.multiple_of(at, 8)
+    key += at
+    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    m, total = _take_in(m, total, q, key, bound, start, whole, scale, False, STRIDE, DIM, PRECISION, BLOCK_N, BLOCK_D)
+    m, total = _take_in(m, total, q, key, bound, whole, stop, scale, True, STRIDE, DIM, PRECISION, BLOCK_N, BLOCK_D)
+    m *= scale
+
+    if splits == 1:
+        tl.store(lse2 + at_row, _log_sum_exp(m, total, in_use))
+    else:
+        at_pairs = pairs + tile.to(tl.int64) * splits * (2 * BLOCK_M) + within
+        at_own = at_pairs + split * (2 * BLOCK_M)
+        tl.store(at_own, m)
+        tl.store(at_own + BLOCK_M, total)
+        tl.debug_barrier()  # all threads have written before one of them counts
+        arrived = tl.atomic_add(arrivals + tile, 1, sem="acq_rel")
+        if arrived == splits - 1:
+            i = tl.arange(0, SPLITS)[:, None]
+            at_all = at_pairs[None, :] + i * (2 * BLOCK_M)  # [SPLITS, BLOCK_M]
+            # past the first-level cache, which knows nothing of what other processors have written
+            maxima = tl.load(at_all, mask=i < splits, other=float("-inf"), cache_modifier=".cg")
+            sums = tl.load(at_all + BLOCK_M, mask=i < splits, other=0.0, cache_modifier=".cg")
+            m = tl.max(maxima, 0)
+            shift = tl.where(m == float("-inf"), 0.0, m)
+            total = tl.sum(sums * tl.exp2(maxima - shift[None, :]), 0)
+            tl.store(lse2 + at_row, _log_sum_exp(m, total, in_use))
+
+
+@triton.jit
+def _add_rows(
+    total, k, column, queries, bounds, lse2, begin, end, scale,
+    MASKED: tl.constexpr, PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """`total` and what the tiles of rows `[begin, end)` give to each column, all of which they see unless `MASKED`."""
+    m = tl.arange(0, BLOCK_M)
+    for tile in range(begin, end):
+        at = tl.cast(tile, tl.int64) * BLOCK_M
+        q = _tile(queries + at * BLOCK_D, None, False, BLOCK_D, BLOCK_D, BLOCK_M, BLOCK_D)
+        shift = tl.load(lse2 + at + m)
+        s = tl.dot(k, tl.trans(q), input_precision=PRECISION)  # [BLOCK_N, BLOCK_M]
+        p = tl.exp2(s * scale - shift[None, :])
+        if MASKED:
+            p = tl.where(column[:, None] <= tl.load(bounds + at + m)[None, :], p, 0.0)
+        total += tl.sum(p, 1)
+    return total
+
+
+@triton.jit(
+    do_not_specialize=["key_b", "key_g", "count", "first_column", "columns", "row_tiles", "head_rows", "tiles_each"],
+    do_not_specialize_on_alignment=["row_index", "first_key", "arrivals"],
+)
+def column_kernel(
+    queries, bounds, lse2, key, row_index, first_key, part, out, arrivals,
+    key_b, key_g,
+    count, first_column, columns, row_tiles, head_rows, tiles_each, scale,
+    GROUPS: tl.constexpr, REPEATS: tl.constexpr, DIM: tl.constexpr, STRIDE: tl.constexpr, ALIGNED: tl.constexpr,
     PADDED: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(max, sum) of every row's exponentials over one split of the keys. Grid: tiles of rows, splits, B * G."""
-    tile, split = tl.program_id(0), tl.program_id(1)
-    sample, group = (tl.program_id(2) // GROUPS).to(tl.int64), tl.program_id(2) % GROUPS
-    rows = REPEATS * count
-    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)  # [BLOCK_M]
-    bound = tl.load(row_index + sample * count + row % count, mask=row < rows, other=-1).to(tl.int32)
+    """Mean over heads and rows of a block of columns. Grid: B blocks of columns, parts of the tiles of rows.
 
-    start = split * split_keys
-    stop = tl.minimum(tl.minimum(start + split_keys, length), tl.max(bound, 0) + 1)
-    if PADDED:
-        start = tl.maximum(start, tl.load(first_key + sample).to(tl.int32))
-    q = _query_tile(query, sample, group, row, rows, count, query_b, query_h, query_t, REPEATS, DIM, ALIGNED, BLOCK_D)
-    m = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_M], tl.float32)
-    for n in range(start, stop, BLOCK_N):
-        column = n + tl.arange(0, BLOCK_N)
-        k = _key_tile(key, sample, group, column, stop, key_b, key_g, key_l, DIM, ALIGNED, BLOCK_D)
-        s = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale  # [BLOCK_M, BLOCK_N]
-        visible = (column[None, :] <= bound[:, None]) & (column < stop)[None, :]
-        s = tl.where(visible, s, float("-inf"))
-        new = tl.maximum(m, tl.max(s, 1))
-        shift = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen no key yet
-        total = total * tl.exp2(m - shift) + tl.sum(tl.exp2(s - shift[:, None]), 1)
-        m = new
-
-    out = ((sample * tl.num_programs(1) + split) * GROUPS + group) * rows + row  # [B, splits, H, T]
-    tl.store(row_max + out, m, mask=row < rows)
-    tl.store(row_sum + out, total, mask=row < rows)
-    # the next kernel counts on zeros, and a launch to write them would cost more than they do
-    if (tile == 0) & (split == 0) & (tl.program_id(2) == 0):
-        for i in range(0, counters, BLOCK_N):
-            at = i + tl.arange(0, BLOCK_N)
-            tl.store(counter + at, tl.zeros([BLOCK_N], tl.int32), mask=at < counters)
-
-
-@triton.jit(
-    do_not_specialize=["count", "first_column", "columns", "splits", "row_tiles", "group_parts", "tile_parts"],
-    do_not_specialize_on_alignment=["row_index", "first_key", "row_max", "row_sum"],
-)
-def column_kernel(
-    query, key, row_index, first_key, row_max, row_sum, counter, part, out,
-    query_b, query_h, query_t, key_b, key_g, key_l,
-    count, first_column, columns, splits, row_tiles, group_parts, tile_parts, scale,
-    GROUPS: tl.constexpr, REPEATS: tl.constexpr, DIM: tl.constexpr, ALIGNED: tl.constexpr,
-    PADDED: tl.constexpr, PRECISION: tl.constexpr,
-    LSE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, SPLITS: tl.constexpr,
-):  # fmt: skip
-    """Mean over heads and rows of a block of columns. Grid: blocks of columns, parts, B.
-
-    With `LSE`, `row_max` is the natural log-sum-exp of every row, and nothing is left to join.
+    A key head has `head_rows` rows in memory, of which `row_tiles` tiles hold all that are in use.
     """
-    block, own, sample = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    rows = REPEATS * count
-    parts = group_parts * tile_parts
+    own, parts = tl.program_id(1), tl.num_programs(1)
+    blocks = tl.cdiv(columns, BLOCK_N)
+    block, sample = tl.program_id(0) % blocks, (tl.program_id(0) // blocks).to(tl.int64)
     within = block * BLOCK_N + tl.arange(0, BLOCK_N)  # [BLOCK_N]
     column = first_column + within
-    stop = first_column + columns
-    first = 0
-    if PADDED:
-        first = tl.load(first_key + sample).to(tl.int32)
-
-    groups_each, tiles_each = tl.cdiv(GROUPS, group_parts), tl.cdiv(row_tiles, tile_parts)
-    first_group, first_tile = (own // tile_parts) * groups_each, (own % tile_parts) * tiles_each
-    total = tl.zeros([BLOCK_N], tl.float32)
-    for group in range(first_group, tl.minimum(first_group + groups_each, GROUPS)):
-        k = _key_tile(key, sample, group, column, stop, key_b, key_g, key_l, DIM, ALIGNED, BLOCK_D)
-        for tile in range(first_tile, tl.minimum(first_tile + tiles_each, row_tiles)):
-            row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-            bound = tl.load(row_index + sample * count + row % count, mask=row < rows, other=-1).to(tl.int32)
-            q = _query_tile(
-                query, sample, group, row, rows, count, query_b, query_h, query_t, REPEATS, DIM, ALIGNED, BLOCK_D
-            )
-            s = tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale  # [BLOCK_N, BLOCK_M]
-            if LSE:
-                at = (sample * GROUPS + group) * rows + row
-                m = tl.load(row_max + at, mask=row < rows, other=0.0) * LOG2E
-                weight = tl.where(row < rows, 1.0, 0.0)
-            else:
-                split = tl.arange(0, SPLITS)[:, None]
-                at = ((sample * splits + split) * GROUPS + group) * rows + row[None, :]  # [SPLITS, BLOCK_M]
-                known = (split < splits) & (row < rows)[None, :]
-                maxima = tl.load(row_max + at, mask=known, other=float("-inf"))
-                sums = tl.load(row_sum + at, mask=known, other=0.0)
-                m = tl.max(maxima, 0)
-                m = tl.where(m == float("-inf"), 0.0, m)  # a row that sees no key
-                normaliser = tl.sum(sums * tl.exp2(maxima - m[None, :]), 0)
-                weight = 1.0 / tl.where(normaliser == 0.0, 1.0, normaliser)
-            visible = (column[:, None] <= bound[None, :]) & (column >= first)[:, None]
-            p = tl.where(visible, tl.exp2(s - m[None, :]) * weight[None, :], 0.0)
-            total += tl.sum(p, 1)
-
-    in_use = 0
-    for t in range(0, count, BLOCK_M):
-        at = t + tl.arange(0, BLOCK_M)
-        in_use += tl.sum((tl.load(row_index + sample * count + at, mask=at < count, other=-1) >= 0).to(tl.int32))
-    mean = 1.0 / (GROUPS * REPEATS * tl.maximum(in_use, 1))
-
     inside = within < columns
+
+    used = tl.zeros([BLOCK_N], tl.int32)
+    lowest = tl.full([BLOCK_N], 0x7FFFFFFF, tl.int32)
+    for t in range(0, count, BLOCK_N):
+        at = t + tl.arange(0, BLOCK_N)
+        bound = tl.load(row_index + sample * count + at, mask=at < count, other=-1).to(tl.int32)
+        used += (bound >= 0).to(tl.int32)
+        lowest = tl.where(bound >= 0, tl.minimum(lowest, bound), lowest)
+    in_use = tl.sum(used, 0)
+    last_column = first_column + tl.minimum((block + 1) * BLOCK_N, columns) - 1
+    seen_by_all = (in_use > 0) & (last_column <= tl.min(lowest, 0))
+
+    total = tl.zeros([BLOCK_N], tl.float32)
+    first = own * tiles_each
+    last = tl.minimum(first + tiles_each, GROUPS * row_tiles)
+    for group in range(first // row_tiles, tl.cdiv(last, row_tiles)):
+        at = sample * key_b + tl.cast(group, tl.int64) * key_g
+        if ALIGNED:
+            at = tl.multiple_of(at, 8)
+        at += tl.cast(first_column + block * BLOCK_N, tl.int64) * STRIDE
+        k = _tile(key + at, inside, True, STRIDE, DIM, BLOCK_N, BLOCK_D)
+        at = tl.multiple_of((sample * GROUPS + group) * head_rows, BLOCK_M)
+        rows = queries + at * BLOCK_D, bounds + at, lse2 + at
+        begin = tl.maximum(first - group * row_tiles, 0)
+        end = tl.minimum(last - group * row_tiles, row_tiles)
+        if seen_by_all:
+            total = _add_rows(total, k, column, *rows, begin, end, scale, False, PRECISION, BLOCK_M, BLOCK_D)
+        else:
+            total = _add_rows(total, k, column, *rows, begin, end, scale, True, PRECISION, BLOCK_M, BLOCK_D)
+    if PADDED:
+        total = tl.where(column >= tl.load(first_key + sample), total, 0.0)
+
+    mean = 1.0 / (GROUPS * REPEATS * tl.maximum(in_use, 1))
     at_out = out + sample * columns + within
     if parts == 1:
         tl.store(at_out, total * mean, mask=inside)
     else:
         at_part = part + sample * parts * columns + within
         tl.store(at_part + own.to(tl.int64) * columns, total, mask=inside)
-        tl.debug_barrier()  # all threads have written before one of them counts
-        arrived = tl.atomic_add(counter + sample * tl.num_programs(0) + block, 1, sem="acq_rel")
+        tl.debug_barrier()
+        arrived = tl.atomic_add(arrivals + tl.program_id(0), 1, sem="acq_rel")
         if arrived == parts - 1:
             total = tl.zeros([BLOCK_N], tl.float32)
             for i in range(parts):
-                # past the first-level cache, which knows nothing of what other processors have written
                 total += tl.load(at_part + tl.cast(i, tl.int64) * columns, mask=inside, other=0.0, cache_modifier=".cg")
             tl.store(at_out, total * mean, mask=inside)
 
@@ -243,7 +315,6 @@ def score_triton(
     stop: int,
     scale: float,
     first_key: Tensor | None,
-    lse: Tensor | None,
 ) -> Tensor:
     """`adatp_kernels.score.score`; columns are `[start, stop)`."""
     batch, heads, count, dim = query.shape
@@ -257,61 +328,65 @@ def score_triton(
     query, key = _unit_stride(query), _unit_stride(key)
     rows = rows.contiguous()
     repeats = heads // groups
-    tile = tiles(repeats * count, dim, query.element_size())
-    row_tiles, column_tiles = triton.cdiv(repeats * count, tile.m), triton.cdiv(columns, tile.n)
-    group_parts, tile_parts = row_parts(column_tiles * batch, groups, row_tiles, query.device)
-    parts = group_parts * tile_parts
+    first, second = tiles(repeats * count, dim, query.element_size())
+    row_tiles = triton.cdiv(repeats * count, first.m)
+    all_tiles = batch * groups * row_tiles
+    splits, split_keys = key_splits(all_tiles, length, first, query.device)
+    blocks, block_tiles = batch * triton.cdiv(columns, second.n), triton.cdiv(repeats * count, second.m)
+    parts, tiles_each = row_parts(blocks, groups * block_tiles, second, query.device)
 
     def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(shape, dtype=dtype, device=query.device)
 
-    counter = buffer(batch * column_tiles, dtype=torch.int32)
+    queries = buffer(all_tiles, first.m, first.d, dtype=query.dtype)
+    bounds = buffer(all_tiles, first.m, dtype=torch.int32)
+    lse2 = buffer(all_tiles, first.m)
+    pairs = buffer(all_tiles, splits, 2, first.m)
+    part = buffer(batch, parts, columns)
     out = buffer(batch, columns)
-    tensors = (query, key, rows, rows if first_key is None else first_key.contiguous())
-    strides = (*query.stride()[:3], *key.stride()[:3])
+    # of both kernels and of this call alone, so that streams and graphs that are run again do not share them
+    arrivals = torch.zeros(all_tiles + blocks, dtype=torch.int32, device=query.device)
+    padding = rows if first_key is None else first_key.contiguous()
+    query_strides, key_strides = query.stride()[:3], key.stride()[:2]
+    # positive, so that the largest product has the largest logit; a negative factor's sign goes to the queries
+    factor = max(abs(scale), torch.finfo(torch.float32).tiny) * LOG2E
     options = {
         "GROUPS": groups,
         "REPEATS": repeats,
         "DIM": dim,
+        "STRIDE": key.stride(2),
         # what Triton knows of strides by itself is whether they are multiples of 16, and 72 is not
-        "ALIGNED": all(stride % 8 == 0 for stride in strides),
+        "ALIGNED": all(stride % 8 == 0 for stride in (*query_strides, *key.stride()[:3])),
         "PADDED": first_key is not None,
         "PRECISION": "ieee",  # where there is a choice, which is in fp32
-        "BLOCK_M": tile.m,
-        "BLOCK_N": tile.n,
-        "BLOCK_D": tile.d,
         **LAUNCH,
     }
+
     with torch.cuda.device_of(query):  # Triton launches on the current device
-        if lse is None:
-            splits, split_keys = key_splits(row_tiles * groups * batch, length, tile, query.device)
-            row_max, row_sum = buffer(2, batch, splits, heads, count)
-            normaliser_kernel[(row_tiles, splits, batch * groups)](
-                *tensors, row_max, row_sum, counter, *strides,
-                count, length, split_keys, counter.numel(), scale * LOG2E.value, **options,
-            )  # fmt: skip
-        else:
-            splits, row_max, row_sum = 1, lse.contiguous(), lse
-            counter.zero_()
-        column_kernel[(column_tiles, parts, batch)](
-            *tensors, row_max, row_sum, counter, buffer(batch, parts, columns), out, *strides,
-            count, start, columns, splits, row_tiles, group_parts, tile_parts, scale * LOG2E.value,
-            LSE=lse is not None, SPLITS=JOINED // tile.m, **options,
+        normaliser_kernel[(all_tiles, splits)](
+            query, key, rows, padding, queries, bounds, lse2, pairs, arrivals, *query_strides, *key_strides,
+            count, length, row_tiles, splits, split_keys, factor,
+            NEGATED=scale < 0, SPLITS=JOINED // first.m, **first.blocks(), **options,
+        )  # fmt: skip
+        column_kernel[(blocks, parts)](
+            queries, bounds, lse2, key, rows, padding, part, out, arrivals[all_tiles:], *key_strides,
+            count, start, columns, block_tiles, row_tiles * first.m, tiles_each, factor,
+            **second.blocks(), **options,
         )  # fmt: skip
     return out
 
 
 @score_triton.register_fake
-def _(query, key, rows, start, stop, scale, first_key, lse):
+def _(query, key, rows, start, stop, scale, first_key):
     _refuse(query)
     return query.new_empty(query.shape[0], stop - start, dtype=torch.float32)
 
 
 @register_flop_formula(torch.ops.adatp.score)
-def _flops(query, key, rows, start, stop, scale, first_key, lse, *_, out_shape=None, **__):
-    """As PyTorch counts, two a multiply-add: the columns, and all keys where the normaliser has to be found."""
+def _flops(query, key, rows, start, stop, scale, first_key, *_, out_shape=None, **__):
+    """As PyTorch counts, two a multiply-add: all keys, and the columns once more."""
     batch, heads, count, dim = query
-    return 2 * batch * heads * count * dim * (stop - start + (key[2] if lse is None else 0))
+    return 2 * batch * heads * count * dim * (stop - start + key[2])
 
 
 def _refuse(query: Tensor) -> None:

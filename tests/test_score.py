@@ -27,7 +27,7 @@ def measured(query, key, rows, columns, scale, first_key=None):
 
 
 def exact(query, key, rows, columns, scale, first_key=None):
-    """The same with matrices, for sizes that are too large for plain numbers; also the log-sum-exp of every row."""
+    """The same with matrices, for sizes that are too large for plain numbers."""
     query, key = query.double(), key.double().repeat_interleave(query.shape[1] // key.shape[1], 1)
     index = torch.arange(key.shape[2])
     visible = index <= rows[..., None]
@@ -35,8 +35,7 @@ def exact(query, key, rows, columns, scale, first_key=None):
         visible = visible & (index >= first_key[:, None, None])
     logits = (query.nan_to_num() @ key.nan_to_num().transpose(2, 3) * scale).masked_fill(~visible[:, None], -INF)
     probability = logits.softmax(-1).nan_to_num().sum((1, 2))[:, columns[0] : columns[1]]
-    mean = probability / (query.shape[1] * (rows >= 0).sum(1, keepdim=True).clamp(min=1))
-    return mean, logits.logsumexp(-1).float()
+    return probability / (query.shape[1] * (rows >= 0).sum(1, keepdim=True).clamp(min=1))
 
 
 def make(batch=1, heads=2, groups=1, count=3, length=17, dim=4, *, seed=0, spread=2.0, dtype=torch.float32):
@@ -73,17 +72,7 @@ def test_same_scores_as_a_full_softmax(operators, problem):
     got = operators.score(query, key, rows, columns, scale=scale, first_key=first_key)
     want = measured(*problem)
     assert_close(got, want)
-    torch.testing.assert_close(exact(*problem)[0], want)
-
-
-@cases(100, 20)
-@given(problems())
-def test_a_given_normaliser_changes_no_score(operators, problem):
-    query, key, rows, columns, scale, first_key = problem
-    lse = exact(*problem)[1]
-    lse.masked_fill_((rows < 0)[:, None], NAN)  # read for rows in use only
-    got = operators.score(query, key, rows, columns, scale=scale, first_key=first_key, lse=lse)
-    assert_close(got, measured(*problem), 4e-6)  # lse itself is rounded
+    torch.testing.assert_close(exact(*problem), want)
 
 
 @cases(100, 15)
@@ -117,17 +106,14 @@ def test_odd_sizes(operators, count, length, dtype):
     query, key, rows = make(heads=2, groups=1, count=count, length=length, dim=8, dtype=dtype)
     rows = torch.arange(length - count, length).clamp(min=-1)[None]
     columns = (length // 5, length - length // 7)
-    want, lse = exact(query, key, rows, columns, 0.7)
-    assert_close(operators.score(query, key, rows, columns, scale=0.7), want, 4e-6)
-    if dtype == torch.float16:
-        assert_close(operators.score(query, key, rows, columns, scale=0.7, lse=lse), want, 6e-6)
+    assert_close(operators.score(query, key, rows, columns, scale=0.7), exact(query, key, rows, columns, 0.7), 4e-6)
 
 
-@pytest.mark.parametrize(("dtype", "given"), [(torch.float32, False), (torch.float16, False), (torch.float16, True)])
-def test_a_long_prompt(operators, dtype, given):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_long_prompt(operators, dtype):
     query, key, rows = make(heads=2, groups=1, count=3, length=6402, dim=8, dtype=dtype)
-    want, lse = exact(query, key, rows, (14, 6286), 0.35)
-    assert_close(operators.score(query, key, rows, (14, 6286), scale=0.35, lse=lse if given else None), want, 4e-6)
+    want = exact(query, key, rows, (14, 6286), 0.35)
+    assert_close(operators.score(query, key, rows, (14, 6286), scale=0.35), want, 4e-6)
 
 
 @pytest.mark.parametrize("dim", [1, 3, 16, 17, 32, 64, 72, 128, 256])
@@ -135,16 +121,14 @@ def test_a_long_prompt(operators, dtype, given):
 def test_head_dimensions(operators, dim, dtype):
     query, key, rows = make(batch=2, heads=4, groups=2, count=5, length=70, dim=dim, dtype=dtype)
     got = operators.score(query, key, rows, (3, 66), scale=dim**-0.5)
-    assert_close(got, exact(query, key, rows, (3, 66), dim**-0.5)[0], 4e-6)
+    assert_close(got, exact(query, key, rows, (3, 66), dim**-0.5), 4e-6)
 
 
 @pytest.mark.parametrize("columns", [(0, 0), (70, 70), (0, 1), (69, 70), (0, 70), (31, 33)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_columns_anywhere(operators, columns, dtype):
     query, key, rows = make(batch=2, heads=2, groups=1, count=4, length=70, dim=8, dtype=dtype)
-    want, lse = exact(query, key, rows, columns, 0.4)
-    for options in ({}, {"lse": lse}):
-        assert_close(operators.score(query, key, rows, columns, scale=0.4, **options), want, 4e-6)
+    assert_close(operators.score(query, key, rows, columns, scale=0.4), exact(query, key, rows, columns, 0.4), 4e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -156,37 +140,16 @@ def test_rows_anywhere_in_any_order(operators, dtype):
     rows[0, ::3], rows[1, 1:] = -1, -1
     query.masked_fill_((rows < 0)[:, None, :, None], NAN)
     first_key = torch.tensor([0, 37, 140])  # most rows of the last sample see nothing
-    problem = query, key, rows, (30, 149), 0.4, first_key
-    want, lse = exact(*problem)
-    for options in ({}, {"lse": lse}):
-        got = operators.score(query, key, rows, (30, 149), scale=0.4, first_key=first_key, **options)
-        assert_close(got, want, 4e-6)
+    got = operators.score(query, key, rows, (30, 149), scale=0.4, first_key=first_key)
+    assert_close(got, exact(query, key, rows, (30, 149), 0.4, first_key), 4e-6)
 
 
-@pytest.mark.parametrize("given", [False, True])
-def test_a_row_that_sees_no_key_gives_none_a_score_but_counts(operators, given):
+def test_a_row_that_sees_no_key_gives_none_a_score_but_counts(operators):
     query, key, _ = make(count=3, length=9, dim=4)
     rows, first_key = torch.tensor([[2, 6, 0]]), torch.tensor([4])
-    want, lse = exact(query, key, rows, (0, 9), 0.5, first_key)
-    assert lse[0, :, 0].tolist() == [-INF, -INF]
-    got = operators.score(query, key, rows, (0, 9), scale=0.5, first_key=first_key, lse=lse if given else None)
-    assert_close(got, want)
+    got = operators.score(query, key, rows, (0, 9), scale=0.5, first_key=first_key)
+    assert_close(got, exact(query, key, rows, (0, 9), 0.5, first_key))
     torch.testing.assert_close(got.sum(), torch.tensor(1 / 3))
-
-
-def test_a_given_normaliser_is_used(operators):
-    query, key, rows = make(count=3, length=9)
-    want, lse = exact(query, key, rows, (2, 7), 0.5)
-    got = operators.score(query, key, rows, (2, 7), scale=0.5, lse=lse + 1)
-    assert_close(got, want / 2.718281828459045, 4e-6)
-
-
-def test_with_a_normaliser_nothing_but_the_columns_is_read(operators):
-    query, key, rows = make(batch=2, count=3, length=90)
-    _, lse = exact(query, key, rows, (20, 61), 0.5)
-    want = operators.score(query, key, rows, (20, 61), scale=0.5, lse=lse)
-    key[:, :, :20], key[:, :, 61:] = NAN, NAN
-    assert torch.equal(operators.score(query, key, rows, (20, 61), scale=0.5, lse=lse), want)
 
 
 def splitting(processors):
@@ -194,9 +157,9 @@ def splitting(processors):
     return mock.patch.multiple(triton_module, processors=lambda _: processors, MIN_KEYS_PER_SPLIT=1)
 
 
-@pytest.mark.parametrize(("processors", "given"), [(1, False), (3, True), (8, False), (200, True)])
+@pytest.mark.parametrize("processors", [1, 3, 8, 200])
 @pytest.mark.parametrize(("dtype", "count"), [(torch.float32, 23), (torch.float16, 90)])
-def test_any_split_of_keys_and_rows(operators, processors, given, dtype, count):
+def test_any_split_of_keys_and_rows(operators, processors, dtype, count):
     """On one sample and on two; 3 key heads and 3 tiles of rows are no multiples of the parts."""
     for batch, length in ((1, 290 if dtype == torch.float16 else 97), (2, 40)):
         query, key, _ = make(batch, heads=6, groups=3, count=count, length=length, dim=8, dtype=dtype)
@@ -204,8 +167,8 @@ def test_any_split_of_keys_and_rows(operators, processors, given, dtype, count):
         rows[:, 5] = -1
         first_key = torch.tensor([33, 0])[:batch]
         problem = query, key, rows, (3, length - 5), 0.5, first_key
-        want, lse = exact(*problem)
-        options = {"scale": 0.5, "first_key": first_key, "lse": lse if given else None}
+        want = exact(*problem)
+        options = {"scale": 0.5, "first_key": first_key}
         with splitting(processors):
             got = operators.score(*problem[:4], **options)
             assert processors != 8 or torch.equal(operators.score(*problem[:4], **options), got)
@@ -375,14 +338,12 @@ def test_non_contiguous_inputs(operators):
 def test_strides_of_every_kind(operators, dtype):
     """Queries as a projection leaves them, keys shared by all samples, in a longer cache, or as projected."""
     query, key, rows = make(batch=2, heads=4, groups=2, count=20, length=70, dim=16, dtype=dtype)
-    want, lse = exact(query, key[:1].expand(2, -1, -1, -1), rows, (2, 66), 0.3)
+    want = exact(query, key[:1].expand(2, -1, -1, -1), rows, (2, 66), 0.3)
     query = query.transpose(1, 2).contiguous().transpose(1, 2)
     cache = torch.full((1, 2, 99, 16), NAN, dtype=dtype)
     cache[:, :, 4:74] = key[:1]
     shared = cache[:, :, 4:74].expand(2, -1, -1, -1)
     assert_close(operators.score(query, shared, rows, (2, 66), scale=0.3), want, 4e-6)
-    lse = lse.transpose(1, 2).contiguous().transpose(1, 2)
-    assert_close(operators.score(query, shared, rows, (2, 66), scale=0.3, lse=lse), want, 4e-6)
     apart = torch.full((2, 70, 3, 16), NAN, dtype=dtype)  # [B, L, G, D], beside the values
     apart[:, :, :2] = key[:1].transpose(1, 2)
     assert_close(operators.score(query, apart.transpose(1, 2)[:, :2], rows, (2, 66), scale=0.3), want, 4e-6)
@@ -471,11 +432,6 @@ GOOD = {
         ({"first_key": torch.zeros(2, 1, dtype=torch.int64)}, "first_key"),
         ({"query": torch.zeros(2, 4, 3, 8).half()}, "query"),
         ({"key": torch.zeros(2, 2, 10, 8).bfloat16()}, "key"),
-        ({"lse": torch.zeros(2, 4)}, "lse"),
-        ({"lse": torch.zeros(2, 4, 2)}, "lse"),
-        ({"lse": torch.zeros(1, 4, 3)}, "lse"),
-        ({"lse": torch.zeros(2, 4, 3).double()}, "lse"),
-        ({"lse": torch.zeros(2, 4, 3).half()}, "lse"),
     ],
 )
 def test_wrong_arguments_are_named(operators, wrong, named):
@@ -496,7 +452,7 @@ def test_what_the_kernels_do_not_take_is_said_before_anything_runs(change):
         query, key = query.double(), key.double()
     with pytest.raises(ValueError, match=rf"'triton' takes.*{'257' if change == 'wide' else 'float64'}.*'reference'"):
         score(query.to("meta"), key.to("meta"), rows.to("meta"), (0, 9), scale=1.0, impl="triton")
-    assert_close(score(query, key, rows, (0, 9), scale=0.1, impl="reference"), exact(query, key, rows, (0, 9), 0.1)[0])
+    assert_close(score(query, key, rows, (0, 9), scale=0.1, impl="reference"), exact(query, key, rows, (0, 9), 0.1))
 
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
@@ -520,4 +476,4 @@ def test_every_sample_s_first_key_is_its_own_whatever_the_stride(operators):
     query, key, rows = make(batch=3, length=20)
     first_key = torch.tensor([[0, 19], [7, 19], [13, 19]])[:, 0]
     got = operators.score(query, key, rows, (0, 20), scale=0.5, first_key=first_key)
-    assert_close(got, exact(query, key, rows, (0, 20), 0.5, first_key)[0], 4e-6)
+    assert_close(got, exact(query, key, rows, (0, 20), 0.5, first_key), 4e-6)
