@@ -7,7 +7,6 @@ have fewer layers, never fewer tokens.
 import argparse
 import gc
 import json
-import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -32,6 +31,7 @@ from bench.e2e.prefill import contenders, race
 from bench.e2e.scale import concurrent, cut, vary
 from bench.e2e.stages import stages
 from bench.e2e.tables import tables
+from bench.record import commit, rounded
 from bench.sample_video import sample_video
 
 ON_GPU = torch.cuda.is_available()
@@ -171,30 +171,6 @@ def first_model(
         found["together"][name] = concurrent(loaded, build, own, TOGETHER)
     found["vary"] = vary(loaded, build, method, VARIED, rounds=5 if ON_GPU else 1, tell=tell)
     return found
-
-
-def rounded(value: Any) -> Any:
-    """Floats to four digits."""
-    if isinstance(value, dict):
-        return {key: rounded(own) for key, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(own) for own in value]
-    return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-def commit() -> dict[str, Any]:
-    """Which version of the code ran; nothing outside a repository."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", *arguments], capture_output=True, text=True, check=True, cwd=Path(__file__).parent
-        )
-        return done.stdout.strip()
-
-    try:
-        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.CalledProcessError):
-        return {"id": None, "dirty": None}
 
 
 if __name__ == "__main__":

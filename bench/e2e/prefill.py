@@ -109,7 +109,7 @@ def race(
         rounds: how many.
         tell: called with the name of each step as it begins.
     """
-    methods, refused = _settled(loaded, inputs, entered)
+    methods, refused = settled(loaded, inputs, entered)
     running = [one for one in entered if one.name in methods]
     reports: dict[tuple[Method | None, bool], Any] = {}
     seconds: dict[str, list[float]] = {one.name: [] for one in running}
@@ -150,7 +150,7 @@ def race(
     return [timed(one) for one in entered]
 
 
-def _settled(
+def settled(
     loaded: Loaded, inputs: Mapping[str, Any], entered: Sequence[Contender]
 ) -> tuple[dict[str, Method | None], dict[str, str]]:
     """Each contender's method at the cost that it should have, or why it cannot run so.

@@ -1,0 +1,100 @@
+"""Whole cuts, as the engine makes them between two decoder layers, on random tensors."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatp.layout import PromptLayout
+from adatp.methods import AdaTP
+from adatp.prefill import Prefill, Tokens
+from adatp.shapes import MODEL_SHAPES
+from adatp_kernels.select import FIXED
+from bench.gpu.trace import trace
+from bench.inputs import DEVICE, DTYPE, FRAMES_PER_SEGMENT, Case
+from bench.timing import CLOCKS, host_seconds, replayed, synchronize
+
+ROUNDS = 10 if DEVICE.type == "cuda" else 2
+
+
+class Cuts:
+    """The first two cuts of a prompt.
+
+    Args:
+        case: the prompt: all visual tokens, then all text tokens.
+    """
+
+    def __init__(self, case: Case) -> None:
+        shape = MODEL_SHAPES[case.model]
+        token = torch.arange(case.length)
+        self._layout = PromptLayout(
+            frame=torch.where(token < case.visual, token // case.positions, FIXED),
+            position=torch.where(token < case.visual, token % case.positions, 0),
+            rows=token[case.visual :],
+            videos=(case.frames,),
+            grid=shape.grid,
+        )
+        self._layers = shape.layers
+        each = case.frames if case.one_segment else FRAMES_PER_SEGMENT
+        shots = self._random(case.segments, 1152).repeat_interleave(each, 0)  # frames of a segment are alike
+        self._frames = shots[: case.frames]
+        self._similarity = torch.rand(case.frames, device=DEVICE) - 0.4
+        self._whole = [self._random(1, case.length, size) for size in (case.hidden, case.dim, case.dim)]
+        self._key = self._random(1, case.key_heads, case.length, case.dim)
+        self._query = self._random(1, case.heads, case.text, case.dim)
+        self._scale = case.dim**-0.5
+
+    @staticmethod
+    def _random(*size: int) -> Tensor:
+        return torch.randn(*size, device=DEVICE).to(DTYPE)
+
+    def start(self) -> tuple[Prefill, Tokens]:
+        """A prefill before its first cut."""
+        prefill = Prefill(AdaTP(), self._layers, self._layout, self._frames, self._similarity)
+        return prefill, prefill.tokens(*self._whole)
+
+    def cut(self, prefill: Prefill, number: int, tokens: Tokens) -> Tokens:
+        """Make a cut; several times, if it is not the first."""
+        layer = list(prefill.cuts)[number]
+        return prefill.cut(layer, tokens, self._query, self._key[:, :, : tokens.width], self._scale)
+
+
+def measure_cuts(case: Case) -> list[dict[str, Any]]:
+    """Seconds of the first cut and of the second one: on the device, and of the host.
+
+    The first cut waits for the device to read what it has kept, and the device then waits for the host: both are in its
+    device time.
+    """
+    cuts = Cuts(case)
+    prefill, tokens = cuts.start()
+    after = cuts.cut(prefill, 0, tokens)  # compiles
+
+    started = [cuts.start() for _ in range(2 * ROUNDS + 2)]
+
+    def first() -> None:
+        cuts.cut(started[-1][0], 0, started.pop()[1])
+
+    first_row = {"cut": "first", "width": after.width, "how": "queue: it waits for the device"}
+    first_row |= {"seconds": _with(list(CLOCKS.values())[-1], first), "host": _with(time.perf_counter, first)}
+    rows = [{**first_row, "trace": trace(first)}]
+
+    def later() -> None:
+        cuts.cut(prefill, 1, after)
+
+    seconds, how = replayed(later, rounds=ROUNDS)
+    later_row = {"cut": "later", "width": cuts.cut(prefill, 1, after).width, "how": how}
+    later_row |= {"seconds": seconds, "host": host_seconds(later, rounds=ROUNDS)}
+    return [*rows, {**later_row, "trace": trace(later)}]
+
+
+def _with(clock: Callable[[], float], run: Callable[[], None]) -> list[float]:
+    """Seconds of each of several calls, of which none may be repeated."""
+    took = []
+    for _ in range(ROUNDS):
+        synchronize()
+        begin = clock()
+        run()
+        took.append(clock() - begin)
+    return took

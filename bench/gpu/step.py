@@ -1,0 +1,26 @@
+"""One step, in the process that `bench.gpu.run` has started for it: `python -m bench.gpu.step NAME FILE`."""
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+
+from bench.record import Record
+
+
+def main() -> int:
+    """Measure, and write what has been found; the exit code."""
+    name, file = sys.argv[1:]
+    record = Record(Path(file), name)
+    try:
+        importlib.import_module(f"bench.gpu.{name}").measure(record)
+    except Exception:
+        traceback.print_exc()
+        record.put(status="failed", error=traceback.format_exc())
+        return 1
+    record.put(status="done")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

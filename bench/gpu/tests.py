@@ -1,0 +1,141 @@
+"""Whether the kernels are right on this device: the tests, the same bits again and again, and NVIDIA's sanitizer."""
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.gpu.process import finished, tail
+from bench.gpu.versions import tool
+from bench.inputs import (
+    BASE,
+    DEVICE,
+    Case,
+    compact_inputs,
+    run_compact,
+    run_score,
+    run_select,
+    score_inputs,
+    select_inputs,
+)
+from bench.record import Record
+
+ON_GPU = DEVICE.type == "cuda"
+# Each in a process beside the others: what takes time is the host's, which compiles.
+ALONE = (
+    ("tests/test_cuda.py",),
+    ("tests/test_score.py",),
+    ("tests/test_select.py",),
+    ("tests/test_compact.py", "tests/test_operators.py", "tests/test_prefill.py"),
+)
+REST = ("tests", *(f"--ignore={file}" for files in ALONE for file in files))
+GROUPS = tuple((*files, "-m", "cuda") for files in (*ALONE, REST)) if ON_GPU else (
+    ("tests/test_operators.py", "-k", "registration and compact"),
+)  # fmt: skip
+INTERPRETER = {} if ON_GPU else {"TRITON_INTERPRET": "1"}
+PYTEST_LIMIT, SANITIZER_LIMIT = 95, 45
+NO_TEST = 5  # pytest's exit code where it has collected none
+FAULT = 99  # the exit code that the sanitizer is told
+REPEATS = 100 if ON_GPU else 3
+OUTCOME = re.compile(r"^tests/\S+::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
+
+
+@torch.inference_mode()
+def measure(record: Record) -> None:
+    """All three; raises where one of them has found a fault, when all have run."""
+    faults = [*pytest_faults(record), *repeat_faults(record), *sanitizer_faults(record)]
+    if faults:
+        raise AssertionError("; ".join(faults))
+
+
+def pytest_faults(record: Record) -> list[str]:
+    """Run the tests, a process each group."""
+
+    def run(number: int) -> dict[str, Any]:
+        log = record.folder / f"tests-{number}.log"
+        command = [sys.executable, "-m", "pytest", "-v", "-rf", "--tb=short", "--color=no", "--benchmark-disable"]
+        code = finished([*command, *GROUPS[number]], PYTEST_LIMIT, log, INTERPRETER)
+        printed = log.read_text(encoding="utf-8", errors="replace")
+        return {
+            "tests": " ".join(GROUPS[number]),
+            "exit": code,
+            **Counter(outcome.lower() for outcome in OUTCOME.findall(printed)),
+            "end": "" if code in (0, NO_TEST) else tail(log, 60),
+        }
+
+    faults = []
+    with ThreadPoolExecutor(len(GROUPS)) as pool:
+        for done in as_completed([pool.submit(run, number) for number in range(len(GROUPS))]):
+            found = done.result()
+            record.add("pytest", found)
+            if found["exit"] is None:
+                faults.append(f"{found['tests']}: ended after {PYTEST_LIMIT} s")
+            elif found["exit"] not in (0, NO_TEST):
+                faults.append(f"{found['tests']}: exit code {found['exit']}")
+    return faults
+
+
+def repeat_faults(record: Record) -> list[str]:
+    """Run each operation again and again on the same input, which must give the same bits."""
+    case = Case(BASE) if ON_GPU else Case(BASE, 2)
+    static = Case(case.model, case.frames, one_segment=True)
+    # equal scores, so that ties decide
+    equal = Case(case.model, case.frames, scores="equal", one_segment=True)
+    faults = []
+
+    def repeat(name: str, run: Callable[[], list[Tensor]]) -> None:
+        first = [tensor.clone() for tensor in run()]
+        same = all(
+            torch.equal(_bits(again), _bits(once))
+            for _ in range(REPEATS)
+            for again, once in zip(run(), first, strict=True)
+        )
+        record.add("repeats", {"operation": name, "repeats": REPEATS, "same": same})
+        if not same:
+            faults.append(f"{name}: other bits in a repeat")
+
+    scored = score_inputs(case)
+    repeat("score", lambda: [run_score(scored)])
+    for name, own in (("select", case), ("select, one segment", static), ("select, equal scores", equal)):
+        repeat(name, partial(_selected, select_inputs(own)))
+    compacted = compact_inputs(case)
+    repeat("compact", lambda: run_compact(compacted))
+    return faults
+
+
+def sanitizer_faults(record: Record) -> list[str]:
+    """Run the kernels under NVIDIA's sanitizer, where it is found: accesses out of bounds, and races."""
+    sanitizer = tool("compute-sanitizer")
+    if not ON_GPU or sanitizer is None:
+        record.put(sanitizer="not run: " + ("it is not installed" if ON_GPU else "no GPU"))
+        return []
+
+    def run(check: str) -> tuple[str, int | None, str]:
+        log = record.folder / f"tests-{check}.log"
+        command = [sanitizer, "--tool", check, "--error-exitcode", str(FAULT), sys.executable, "-m", "bench.gpu.once"]
+        # each tensor in memory of its own, so that what lies behind it is out of bounds
+        code = finished([*command, BASE, "4"], SANITIZER_LIMIT, log, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
+        return check, code, tail(log)
+
+    faults = []
+    with ThreadPoolExecutor() as pool:
+        for check, code, end in pool.map(run, ("memcheck", "racecheck")):
+            record.add("sanitizer", {"check": check, "exit": code, "end": end})
+            if code == FAULT:
+                faults.append(f"{check} has found a fault")
+    return faults
+
+
+def _selected(x: SimpleNamespace) -> list[Tensor]:
+    return [run_select(x)]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.uint8)

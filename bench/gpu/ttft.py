@@ -1,0 +1,90 @@
+"""End to end by `generate`: vision tower, projector, relevance and decoder, to the first token."""
+
+import gc
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatp.methods import AdaTP
+from adatp.models import family_of
+from adatp.relevance import Relevance
+from adatp.run import Loaded
+from adatp.stopwatch import Stopwatch, now
+from adatp.study.comparison import quartiles
+from adatp.study.measure import applied
+from bench.e2e.models import make, prompt
+from bench.gpu.prefill import BUILDS, FRAMES
+from bench.inputs import DEVICE, DTYPE
+from bench.record import Record
+
+ROUNDS = 5 if DEVICE.type == "cuda" else 1
+
+
+@torch.no_grad()
+def measure(record: Record) -> None:
+    """Unpruned, with AdaTP at p = 1, and the same without relevance, in rounds."""
+    for build in BUILDS:
+        loaded, shape = make(build, DEVICE, DTYPE), build.shape
+        method = AdaTP() if build.is_whole else AdaTP(first=1, last=1)
+        inputs = prompt(loaded, FRAMES, shape.text_tokens, shape.tokens_per_frame)
+        inputs["pixel_values_videos"] = _pixels(inputs["pixel_values_videos"])
+        before = record.found.get("rows", [])
+        entered = (
+            ("unpruned", loaded, None),
+            ("AdaTP p=1", loaded, method),
+            ("AdaTP p=1, relevance=None", replace(loaded, relevance=None), method),
+        )
+        found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name, *_ in entered}
+        for turn in range(1 + ROUNDS):
+            for name, own, pruning in entered:
+                with applied(own, pruning) as pruned:
+                    _generate(own, inputs)  # what a first call of an applied method may pay for
+                    begin = now()
+                    _generate(own, inputs)
+                    took = now() - begin
+                    if turn == 0:  # warms up, and shows where the time goes
+                        found[name]["stages"] = _stages(own, inputs)
+                        found[name]["kept"] = None if pruned is None else pruned.report.samples[0].kept
+                    else:
+                        found[name]["seconds"].append(took)
+            rows = [_row(str(build), name, own, found["unpruned"]) for name, own in found.items()]
+            record.put(rows=[*before, *rows])
+        del loaded, entered
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _pixels(like: Tensor) -> Tensor:
+    """Frames of random brightness and pattern, so that no two are alike."""
+    make = torch.Generator().manual_seed(0)
+    pattern = torch.randn(*like.shape[:3], 12, 12, generator=make).repeat_interleave(32, 3).repeat_interleave(32, 4)
+    return pattern.to(like.device, like.dtype)
+
+
+def _generate(loaded: Loaded, inputs: dict[str, Tensor]) -> None:
+    loaded.model.generate(**inputs, max_new_tokens=1, do_sample=False)
+
+
+def _stages(loaded: Loaded, inputs: dict[str, Tensor]) -> dict[str, float]:
+    """Seconds of one request by stage, each waited for; `other` is the rest, and relevance is no part of `decoder`."""
+    family, relevance = family_of(loaded.model), loaded.relevance
+    stages: dict[str, list[Any]] = {"tower": family.tower, "relevance": [], "decoder": [family.decoder]}
+    if isinstance(relevance, Relevance):
+        stages["relevance"] = [relevance]
+    begin = now()
+    with Stopwatch(stages) as watch:
+        _generate(loaded, inputs)
+    seconds = dict(watch.seconds)
+    seconds["decoder"] -= seconds["relevance"]
+    return {**seconds, "other": now() - begin - sum(seconds.values())}
+
+
+def _row(model: str, name: str, found: dict[str, Any], unpruned: dict[str, Any]) -> dict[str, Any]:
+    row = {"model": model, "name": name, **found}
+    if found["seconds"]:
+        row["quartiles"] = quartiles(found["seconds"])
+        pairs = zip(found["seconds"], unpruned["seconds"], strict=True)
+        row["to_unpruned"] = quartiles([took / whole for took, whole in pairs])
+    return row
