@@ -74,7 +74,7 @@ class Decoding:
 
     def project(self, index: int, projected: Tensor) -> None:
         """After the query projection of decoder layer `index`: keep the new token's query, if it is wanted."""
-        if torch.compiler.is_compiling() or self._step.asking is None:
+        if torch.compiler.is_dynamo_compiling() or self._step.asking is None:
             return
         self._step.query = self._family.rotate(self._family.decoder.layers[index], projected, *self._step.asking)
         self._step.asking = None
@@ -82,7 +82,7 @@ class Decoding:
     def _shifted(self, shift: Shift, hidden: Tensor, position_ids: Tensor, cache: Any) -> Tables:
         """Rotary tables of moved positions, made once a step for all layers that move them alike."""
         step = self._step
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_dynamo_compiling():
             return self._moved(shift, hidden, position_ids)
         if step.positions is not position_ids or step.cache is None or step.cache() is not cache:
             step.positions, step.cache, step.tables = position_ids, weakref.ref(cache), {}

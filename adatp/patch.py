@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adatp.batch import Batch
 from adatp.blocks import in_blocks
+from adatp.compiled import CompiledLayers, check_compiling
 from adatp.decoding import Decoding
 from adatp.forward import PrunedForward
 from adatp.generation import CONTINUOUS_BATCHING, check_support, is_continued, prepare
@@ -66,6 +67,7 @@ class Pruned:
         relevance: Relevance | None,
         question: str | list[str] | None,
         impl: Impl,
+        compile_layers: bool,
     ) -> None:
         self.method = method
         self.flops = flops
@@ -82,6 +84,7 @@ class Pruned:
         self._lock = threading.Lock()
         self._handles: list[Any] = []
         self._replaced: list[tuple[Any, str, Any]] = []
+        self._compiled = CompiledLayers(family) if compile_layers else None
         self._install()
 
     @property
@@ -151,9 +154,14 @@ class Pruned:
                 hook = functools.partial(self._on_layer, index)
                 self._handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             self._replace(self._family.mlp(layer), "forward", self._run_mlp)
-            if index in asked:
+            if self._compiled is not None:
+                self._replace(layer, "forward", functools.partial(self._run_layer, index))
+            if index in asked and (self._compiled is None or self.method.decoding is not None):
                 projection = self._family.query_projection(layer)
-                self._handles.append(projection.register_forward_hook(functools.partial(self._on_query, index)))
+                handle = projection.register_forward_hook(functools.partial(self._on_query, index))
+                self._handles.append(handle)
+                if self._compiled is not None:
+                    self._compiled.own_hooks.add(handle.id)
         self._replace(body, "get_video_features", self._keep_features)
         self._replace(decoder, "forward", self._decode)
         self._replace(model, "generate", self._generate)
@@ -163,7 +171,7 @@ class Pruned:
         model.__dict__[_MARK] = self
 
     def _asked(self) -> set[int]:
-        """The layers whose queries are wanted as they leave their projection."""
+        """The layers whose queries are wanted, in the prefill or in decoding."""
         method, layers = self.method, len(self._family.decoder.layers)
         if method.decoding is not None:
             return {method.decoding.layer - 1}
@@ -291,7 +299,7 @@ class Pruned:
             self._thread.forward.features = features
 
     def _decode(self, decoder: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_compiling() and kwargs["inputs_embeds"].shape[1] == 1:
+        if torch.compiler.is_dynamo_compiling() and kwargs["inputs_embeds"].shape[1] == 1:
             return decoder(*args, **kwargs)
         return self._decode_prompts(decoder, *args, **kwargs)
 
@@ -304,7 +312,7 @@ class Pruned:
         self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         hidden = args[0] if args else kwargs["hidden_states"]
-        if torch.compiler.is_compiling() and hidden.shape[1] == 1:
+        if torch.compiler.is_dynamo_compiling() and hidden.shape[1] == 1:
             return args, self._decoding.enter(index, hidden, kwargs)
         entered: tuple[tuple[Any, ...], dict[str, Any]] = self._enter(index, hidden, args, kwargs)
         return entered
@@ -321,8 +329,27 @@ class Pruned:
             return (hidden, *args[1:]), kwargs
         return args, {**kwargs, "hidden_states": hidden}
 
+    def _run_layer(self, index: int, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if torch.compiler.is_dynamo_compiling() and hidden.shape[1] == 1:
+            return layer(*args, **kwargs)
+        return self._run_compiled(index, hidden, layer, args, kwargs)
+
+    @torch.compiler.disable
+    def _run_compiled(
+        self, index: int, hidden: Tensor, layer: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """In a prefill. What comes after it transformers can compile: one token a step, over a cache of fixed size."""
+        compiled, prompt = self._compiled, self._prompt()
+        assert compiled is not None
+        if prompt is not None:
+            prompt.ask(index, functools.partial(compiled.project, index))
+        if self._thread.forward is None or not compiled.takes(index, hidden):
+            return layer(*args, **kwargs)
+        return compiled.run(index, hidden, kwargs)
+
     def _on_query(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        if torch.compiler.is_compiling() and output.shape[1] == 1:
+        if torch.compiler.is_dynamo_compiling() and (self._compiled is not None or output.shape[1] == 1):
             self._decoding.project(index, output)
         else:
             self._project(index, output)
@@ -341,7 +368,7 @@ class Pruned:
 
     def _run_mlp(self, mlp: Callable[..., Any], hidden: Tensor) -> Any:
         """In blocks: before the first cut the MLP's intermediates would else be most of what the prefill holds."""
-        whole = torch.compiler.is_compiling() or self._thread.forward is None
+        whole = torch.compiler.is_dynamo_compiling() or self._thread.forward is None
         return mlp(hidden) if whole else in_blocks(mlp, hidden, 1)
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -369,6 +396,7 @@ def apply(
     relevance: Relevance | str | None = "auto",
     question: str | list[str] | None = None,
     impl: Impl = "auto",
+    compile_layers: bool = False,
 ) -> Pruned:
     """Thin out the visual tokens of the videos that `model` is given, from its next prefill on.
 
@@ -386,6 +414,10 @@ def apply(
             frame's patch features, and no segment is significant, with a warning.
         question: the question, or one a sample; None reads the user's last one from the prompt.
         impl: `"auto"`, `"reference"` or `"triton"`: the implementation of scores, selection and compaction.
+        compile_layers: whether decoder layers run through `torch.compile` in a prefill, where they are at most
+            `adatp.blocks.TOKENS` wide and there are no hooks inside. For small decoders, which are bound by what they
+            launch. The first prefill compiles one layer for all (seconds to minutes); prompts of other lengths and
+            later applications to the model compile nothing new.
 
     Returns:
         The handle with `report` and `remove()`.
@@ -393,7 +425,8 @@ def apply(
     Raises:
         TypeError: the model's family is not supported.
         ValueError: there is no such method; its settings or `flops` do not fit the model, which may have too few
-            layers; the model has sliding-window layers; or no processor is given where one is needed.
+            layers; the model has sliding-window layers, or such as cannot be compiled; or no processor is given where
+            one is needed.
         RuntimeError: a method is already applied to this model, or `impl` cannot run here.
     """
     method = method_of(method)
@@ -405,6 +438,8 @@ def apply(
     method.check(family.decoder.config.num_hidden_layers)
     if family.has_sliding_windows:
         raise ValueError("the model has sliding-window layers, whose window would span dropped tokens")
+    if compile_layers:
+        check_compiling(model, family)
     tokenizer = getattr(processor, "tokenizer", processor)
     loaded = None
     if method.wants_frames:
@@ -432,6 +467,7 @@ def apply(
             relevance=loaded,
             question=question,
             impl=impl,
+            compile_layers=compile_layers,
         )
 
 

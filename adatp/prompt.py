@@ -1,5 +1,6 @@
 """One prompt on its way through the decoder's layers, from what enters the first cut to the last."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,20 @@ class PrunedPrompt:
         assert self._tokens is not None
         tokens, layer = self._tokens, self.family.decoder.layers[index]
         self._query = self.family.queries(layer, projected, tokens.places.rows[0], tokens.cos, tokens.sin)
+
+    @torch.no_grad()
+    def ask(self, index: int, project: Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], Tensor]) -> None:
+        """Before decoder layer `index` runs without calling `project`: the same, of what enters the layer.
+
+        Args:
+            index: of the layer.
+            project: makes queries of what enters it, some of its rows and the rotary tables.
+        """
+        if index != self._scorer:
+            return
+        assert self._tokens is not None
+        tokens = self._tokens
+        self._query = project(tokens.hidden, tokens.places.rows[0], (tokens.cos, tokens.sin))
 
     def _cut(self, index: int, tokens: Tokens) -> Tokens:
         scorer = index if self.prefill.method.scores_itself else index - 1
