@@ -11,7 +11,6 @@ from adatp.layout import PromptLayout
 from adatp.methods import AdaTP
 from adatp.prefill import Prefill, Tokens
 from adatp.shapes import MODEL_SHAPES
-from adatp_kernels.select import FIXED
 from bench.gpu.trace import trace
 from bench.inputs import DEVICE, DTYPE, FRAMES_PER_SEGMENT, Case
 from bench.timing import CLOCKS, host_seconds, replayed, synchronize
@@ -28,11 +27,10 @@ class Cuts:
 
     def __init__(self, case: Case) -> None:
         shape = MODEL_SHAPES[case.model]
-        token = torch.arange(case.length)
         self._layout = PromptLayout(
-            frame=torch.where(token < case.visual, token // case.positions, FIXED),
-            position=torch.where(token < case.visual, token % case.positions, 0),
-            rows=token[case.visual :],
+            length=case.length,
+            begins=tuple(range(0, case.visual, case.positions)),
+            rows=torch.arange(case.visual, case.length),
             videos=(case.frames,),
             grid=shape.grid,
         )
