@@ -1,3 +1,4 @@
+from itertools import product
 from unittest import mock
 
 import oracle
@@ -119,7 +120,7 @@ def test_a_long_prompt(operators, dtype):
 @pytest.mark.parametrize("dim", [1, 3, 16, 17, 32, 64, 72, 128, 256])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_head_dimensions(operators, dim, dtype):
-    query, key, rows = make(batch=2, heads=4, groups=2, count=5, length=70, dim=dim, dtype=dtype)
+    query, key, rows = make(batch=2, heads=4, groups=2, count=9, length=70, dim=dim, dtype=dtype)
     got = operators.score(query, key, rows, (3, 66), scale=dim**-0.5)
     assert_close(got, exact(query, key, rows, (3, 66), dim**-0.5), 4e-6)
 
@@ -152,6 +153,29 @@ def test_a_row_that_sees_no_key_gives_none_a_score_but_counts(operators):
     torch.testing.assert_close(got.sum(), torch.tensor(1 / 3))
 
 
+@pytest.mark.parametrize("bound", [0, 9, 10, 40, 41, 42, 62, 63, 64, 126, 127, 128, 136, 137, 138, 265, 266])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_row_among_the_columns(operators, bound, dtype):
+    """Its bound is at, before and after the ends of blocks of keys and of columns; all other rows see more."""
+    query, key, rows = make(heads=4, groups=2, count=20, length=300, dim=8, dtype=dtype)
+    rows = rows.clone()
+    rows[0, 7] = bound
+    rows[0, 8] = -1
+    key[:, :, 290:] *= 5  # where most of what other rows give goes
+    got = operators.score(query, key, rows, (10, 266), scale=0.3)
+    assert_close(got, exact(query, key, rows, (10, 266), 0.3), 4e-6)
+
+
+@pytest.mark.parametrize("scale", [-0.6, 0.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_factor_that_turns_the_order_of_logits_around(operators, scale, dtype):
+    query, key, rows = make(batch=2, heads=4, groups=2, count=7, length=150, dim=8, dtype=dtype)
+    rows = torch.cat([rows[:1] - 60, rows[1:]])
+    assert_close(
+        operators.score(query, key, rows, (3, 140), scale=scale), exact(query, key, rows, (3, 140), scale), 4e-6
+    )
+
+
 def splitting(processors):
     """As on a device of so many processors, where no split has too few keys."""
     return mock.patch.multiple(triton_module, processors=lambda _: processors, MIN_KEYS_PER_SPLIT=1)
@@ -176,20 +200,38 @@ def test_any_split_of_keys_and_rows(operators, processors, dtype, count):
 
 
 def test_how_work_is_split():
-    half, single = triton_module.tiles(64, 64, 2), triton_module.tiles(64, 64, 4)
+    device = torch.device("cuda")
     for processors in (1, 3, 8, 200):
-        for tile in (half, single):
-            for length in (1, 255, 256, 257, 6402, 300_000):
-                with mock.patch.object(triton_module, "processors", return_value=processors):
-                    splits, keys = triton_module.key_splits(2, length, tile, torch.device("cuda"))
-                assert 1 <= splits <= triton_module.JOINED // tile.m
-                assert keys % tile.n == 0
-                assert (splits - 1) * keys < length <= splits * keys
-                assert splits <= max(1, processors)
-    with mock.patch.object(triton_module, "processors", return_value=8):
-        assert triton_module.row_parts(1, 3, 5, torch.device("cuda")) == (3, 5)
-        assert triton_module.row_parts(16, 3, 5, torch.device("cuda")) == (1, 1)
-        assert triton_module.row_parts(4, 8, 5, torch.device("cuda")) == (4, 1)
+        with mock.patch.object(triton_module, "processors", return_value=processors):
+            for rows, element_size in product((1, 64, 448), (2, 4)):
+                tile, block = triton_module.tiles(rows, 64, element_size)
+                for length in (1, 255, 256, 257, 6402, 300_000):
+                    splits, keys = triton_module.key_splits(2, length, tile, device)
+                    assert 1 <= splits <= triton_module.JOINED // tile.m
+                    assert keys % tile.n == 0
+                    assert (splits - 1) * keys < length <= splits * keys
+                    assert splits * 2 <= max(2, processors * 16 // tile.warps)
+                for blocks, row_tiles in product((1, 7, 49, 10_000), (1, 7, 28)):
+                    parts, each = triton_module.row_parts(blocks, row_tiles, block, device)
+                    assert (parts - 1) * each < row_tiles <= parts * each
+                    assert parts * blocks <= max(blocks, processors * 16 // block.warps)
+
+
+def test_any_number_of_samples_and_heads_is_a_grid(monkeypatch):
+    """A grid's second and third numbers end at 65,535, and a vision tower scores every frame as a sample."""
+    grids = []
+
+    class Launched:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **options: None
+
+    monkeypatch.setattr(triton_module, "normaliser_kernel", Launched())
+    monkeypatch.setattr(triton_module, "column_kernel", Launched())
+    batch, groups = 40_000, 2
+    query, rows = torch.zeros(1, groups, 1, 1).expand(batch, -1, -1, -1), torch.zeros(batch, 1, dtype=torch.int64)
+    triton_module.score_triton(query, query, rows, 0, 1, 1.0, None)
+    assert grids == [(batch * groups, 1), (batch, 1)]
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 4), (4, 2), (14, 2), (7, 1)])
@@ -233,6 +275,7 @@ def test_rows_not_in_use_do_not_count_in_the_mean(operators):
 def test_a_sample_without_rows_scores_zero_beside_one_with_rows(operators):
     query, key, rows = make(batch=2)
     rows = torch.stack([torch.full((3,), -1), rows[1]])
+    query[0], key[0] = NAN, NAN
     got = operators.score(query, key, rows, (1, 12), scale=0.5)
     assert got[0].tolist() == [0.0] * 11
     assert_close(got, measured(query, key, rows, (1, 12), 0.5))
