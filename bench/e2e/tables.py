@@ -11,7 +11,7 @@ CUT = ("scoring", "selection", "compaction")
 
 
 def tables(result: Result) -> list[tuple[str, Rows]]:
-    """Every table of a result file with its title."""
+    """Every table of a result file with its title, where its section was measured."""
     made = []
     for model in result["models"]:
         where = f"{model['name']}, {model['frames']} frames, {model['visual_tokens']} visual tokens"
@@ -19,15 +19,20 @@ def tables(result: Result) -> list[tuple[str, Rows]]:
         made.append((f"Where a prefill at p = 1 goes: {where}", _parts(model["parts"])))
         if model["is_whole"]:
             made.append((f"Prefill by layer: {where}", _layers(model)))
-    first, stages = result["models"][0]["name"], result["stages"]
-    made.append(
-        (f"To the first token: {first}, {stages['unpruned']['frames']} frames of a real video", _stages(stages))
-    )
-    made.append((f"Decoding: {first}", _decode(result["decode"])))
-    made.append((f"Other sizes: {first}", _vary(result["vary"])))
-    made.append((f"One cut of longer videos, reference shapes of {result['cuts_model']}", _cuts(result["cuts"])))
-    made.append((f"Requests that come together: {first}", _together(result["together"])))
-    made.append(("Goals", _goals(result)))
+    first = result["models"][0]["name"] if result["models"] else result["cuts_model"]
+    stages = result["stages"]
+    if stages:
+        frames = stages["unpruned"]["frames"]
+        made.append((f"To the first token: {first}, {frames} frames of a real video", _stages(stages)))
+    for section, title, rows in (
+        ("decode", f"Decoding: {first}", _decode),
+        ("vary", f"Other sizes: {first}", _vary),
+        ("cuts", f"One cut of longer videos, reference shapes of {result['cuts_model']}", _cuts),
+        ("together", f"Requests that come together: {first}", _together),
+        ("goals", "Goals", _goals),
+    ):
+        if result[section]:
+            made.append((title, rows(result[section])))
     return made
 
 
@@ -167,9 +172,9 @@ def _together(together: Result) -> Rows:
     return made
 
 
-def _goals(result: Result) -> Rows:
+def _goals(goals: list[Result]) -> Rows:
     made = [["goal", "measured", ""]]
-    for goal in result["goals"]:
+    for goal in goals:
         made.append([goal["goal"], goal["measured"], "met" if goal["met"] else "missed"])
     return made
 

@@ -60,10 +60,10 @@ class Cuts:
 
 
 def measure_cuts(case: Case) -> list[dict[str, Any]]:
-    """Seconds of the first cut and of the second one: on the device, and of the host.
+    """Seconds of the first cut, and of the next one that drops anything: on the device, and of the host.
 
     The first cut waits for the device to read what it has kept, and the device then waits for the host: both are in its
-    device time.
+    device time. Where deduplication has left less than every later quota, there is no other cut.
     """
     cuts = Cuts(case)
     prefill, tokens = cuts.start()
@@ -78,11 +78,17 @@ def measure_cuts(case: Case) -> list[dict[str, Any]]:
     first_row |= {"seconds": _with(list(CLOCKS.values())[-1], first), "host": _with(time.perf_counter, first)}
     rows = [{**first_row, "trace": trace(first)}]
 
+    assert prefill.plan is not None
+    widths = prefill.plan.kept.sum(1).tolist()
+    number = next((number for number, width in enumerate(widths) if width < widths[0]), None)
+    if number is None:
+        return rows
+
     def later() -> None:
-        cuts.cut(prefill, 1, after)
+        cuts.cut(prefill, number, after)
 
     seconds, how = replayed(later, rounds=ROUNDS)
-    later_row = {"cut": "later", "width": cuts.cut(prefill, 1, after).width, "how": how}
+    later_row = {"cut": "later", "width": cuts.cut(prefill, number, after).width, "how": how}
     later_row |= {"seconds": seconds, "host": host_seconds(later, rounds=ROUNDS)}
     return [*rows, {**later_row, "trace": trace(later)}]
 
