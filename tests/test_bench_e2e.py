@@ -100,12 +100,13 @@ def test_eager_fastv_is_fastv(loaded, inputs):
 
 
 def test_flops_of_relevance_grow_with_frames_and_hold_attention(loaded, inputs):
-    more, less = (
+    (more, asked), (less, as_many) = (
         relevance_flops(loaded, {**inputs, "pixel_values_videos": inputs["pixel_values_videos"][:, :frames]})
         for frames in (FRAMES, FRAMES // 2)
     )
     layer = 2 * 729 * 6 * 32 * 32 + 4 * 729**2 * 32  # linear layers, and every patch against every other
     assert layer < (more - less) / (FRAMES // 2) < 1.1 * layer
+    assert asked == as_many > 0
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,8 @@ def ran(built):
     entered = contenders(AdaTP(), others=("fastv", "dycoke"), is_triton=True)
     told = []
     with given_states(loaded, FRAMES):
-        rows = race(loaded, prompt(loaded, FRAMES, TEXT, 196), entered, rounds=2, tell=told.append)
+        short, inputs = (prompt(loaded, frames, TEXT, 196) for frames in (1, FRAMES))
+        rows = race(loaded, inputs, entered, before=short, rounds=2, tell=told.append)
     return entered, {row.name: row for row in rows}, told
 
 
@@ -146,7 +148,9 @@ class TestRace:
     def test_relevance_costs_flops_where_frames_are_compared(self, ran):
         _, rows, _ = ran
         wanted = {name for name, row in rows.items() if row.ratio_all > row.ratio_causal}
-        assert wanted == {"AdaTP p=2", "AdaTP p=1.5", "AdaTP p=1", "AdaTP p=1, reference"}
+        known = "AdaTP p=1, question asked before"
+        assert wanted == {"AdaTP p=2", "AdaTP p=1.5", "AdaTP p=1", "AdaTP p=1, reference", known}
+        assert rows[known].ratio_all < rows["AdaTP p=1"].ratio_all
         alone = rows["AdaTP p=1, relevance=None"]
         assert alone.ratio_all == alone.ratio_causal == pytest.approx(rows["AdaTP p=1"].ratio_causal, abs=0.02)
 
@@ -288,7 +292,7 @@ RESULT = {
                 row("FastV, eager", 3.1, ratio=0.288),
                 {**row("DyCoke", 1.0), "refused": "flops must be from 0.4"},
             ],
-            "parts": {"total": 3.0, "pruning": {"relevance": 0.03, "scoring": 0.06}, "layers": [2.0, 0.91]},
+            "parts": {"total": 3.0, "pruning": {"question": 0.01, "relevance": 0.02, "scoring": 0.06}, "layers": [2.0, 0.91]},
             "unpruned_layers": [2.0, 2.0],
         }
     ],

@@ -83,6 +83,7 @@ def prefill(
     *,
     flops: float | None = None,
     impl: Impl = "auto",
+    before: Mapping[str, Any] | None = None,
 ) -> Measured:
     """Run a prompt through the model.
 
@@ -93,8 +94,11 @@ def prefill(
         flops: see `adatp.apply`. Turning the method's setting takes time that `seconds` may hold: time the method of
             `report.samples[0]`, at the setting found.
         impl: implementation of the three operations.
+        before: inputs of a prompt to run first, such as a short one with the same question, which is remembered then.
     """
     with applied(loaded, method, flops, impl) as pruned:
+        if before is not None:
+            loaded.model(**before, logits_to_keep=1)
         relevance = None if pruned is None else pruned.relevance
         stages = {"decoder": [family_of(loaded.model).decoder], "question": [relevance.text_model] if relevance else []}
         with Stopwatch(stages) as watch:

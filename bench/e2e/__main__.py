@@ -185,9 +185,10 @@ def compare(
         short = prompt(loaded, min(8, shape.frames), shape.text_tokens, shape.tokens_per_frame)
         is_triton = resolve("auto", DEVICE) == "triton"
         entered = contenders(method, others=others, is_triton=is_triton)
-        race(loaded, short, entered, rounds=1, tell=lambda _: None)
+        before = prompt(loaded, 1, shape.text_tokens, shape.tokens_per_frame)
+        race(loaded, short, entered, before=before, rounds=1, tell=lambda _: None)
         inputs = prompt(loaded, shape.frames, shape.text_tokens, shape.tokens_per_frame)
-        rows = race(loaded, inputs, entered, rounds=rounds, tell=tell)
+        rows = race(loaded, inputs, entered, before=before, rounds=rounds, tell=tell)
         tell(f"{build}: where the time goes")
         found = parts(loaded, inputs, method)
         plain = parts(loaded, inputs, None)["layers"] if build.is_whole else []

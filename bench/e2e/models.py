@@ -112,7 +112,13 @@ def make(build: Build, device: torch.device, dtype: torch.dtype) -> Loaded:
     return Loaded(str(build), model, onevision_processor(SIDE, PATCH, tokenizer), relevance)
 
 
-def prompt(loaded: Loaded, frames: int, text_tokens: int, tokens_per_frame: int) -> dict[str, Tensor]:
+def prompt(
+    loaded: Loaded,
+    frames: int,
+    text_tokens: int,
+    tokens_per_frame: int,
+    question: str = "Which animal runs across the street? ",
+) -> dict[str, Tensor]:
     """A prompt with one video, `text_tokens` of it beside the visual ones.
 
     Args:
@@ -120,6 +126,7 @@ def prompt(loaded: Loaded, frames: int, text_tokens: int, tokens_per_frame: int)
         frames: of the video.
         text_tokens: 16 or more; a newline behind the video is one of them where the model has it.
         tokens_per_frame: visual tokens of a frame; its pixels are black, since only the tower reads them.
+        question: repeated, and cut, to as many tokens as there shall be.
     """
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     newline = config.model_type == "llava_onevision"
@@ -128,9 +135,9 @@ def prompt(loaded: Loaded, frames: int, text_tokens: int, tokens_per_frame: int)
     asked = text_tokens - len(before) - len(ending) - newline
     if asked < 1:
         raise ValueError(f"text_tokens must be at least {text_tokens - asked + 1}, got {text_tokens}")
-    question = tokenizer.encode("Which animal runs across the street? " * (asked // 32 + 1))[:asked]
+    words = tokenizer.encode(question * (asked // len(question) + 1))[:asked]
     video = [config.video_token_id] * (frames * tokens_per_frame + newline)
-    ids = torch.tensor([[*before, *video, *question, *ending]], device=loaded.model.device)
+    ids = torch.tensor([[*before, *video, *words, *ending]], device=loaded.model.device)
     pixels = torch.zeros(1, frames, 3, SIDE, SIDE, dtype=loaded.model.dtype, device=loaded.model.device)
     return {"input_ids": ids, "pixel_values_videos": pixels}
 

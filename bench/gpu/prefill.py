@@ -89,7 +89,9 @@ class Race:
     def _enter(self, own: Contender, method: Method | None) -> None:
         loaded: Loaded = self._loaded if own.compares else replace(self._loaded, relevance=None)
         try:
-            runner = self._stack.enter_context(Runner(loaded, self._inputs, method=method, compiled=self._compiled))
+            runner = self._stack.enter_context(
+                Runner(loaded, self._inputs, method=method, asked_before=own.asked_before, compiled=self._compiled)
+            )
             forced = Runner(loaded, self._inputs, widths=self._widths(runner), compiled=self._compiled)
             self._pairs[own.name] = runner, self._stack.enter_context(forced)
         except Exception as error:  # one that cannot run is no reason to lose the others

@@ -8,6 +8,7 @@ from typing import Any
 import adatp
 from adatp.methods import Method
 from adatp.models import family_of
+from adatp.patch import Pruned
 from adatp.prefill import Prefill
 from adatp.relevance import NoRelevanceWarning
 from adatp.report import PruningReport
@@ -26,6 +27,7 @@ class Runner(ExitStack):
         inputs: of the prompt.
         method: in the model; None for none.
         widths: tokens that each layer sees, where there is no method; None for all of them.
+        asked_before: whether every prompt asks the same question, so that its features are remembered.
         compiled: whether decoder layers are compiled one by one.
 
     Attributes:
@@ -41,6 +43,7 @@ class Runner(ExitStack):
         *,
         method: Method | None = None,
         widths: Sequence[int] | None = None,
+        asked_before: bool = False,
         compiled: bool,
     ) -> None:
         super().__init__()
@@ -48,36 +51,43 @@ class Runner(ExitStack):
         self._model, self._decoder, self._inputs = own.model, family_of(own.model).decoder, inputs
         self.report: PruningReport | None = None
         self.seconds: list[float] = []
+        self._pruned: Pruned | None = None
+        self._asked_before, self._asked = asked_before, 0
         if method is None and compiled:
             for layer in self._decoder.layers:
                 layer.compile(dynamic=True)
         if widths is not None:
             self.enter_context(forced_widths(own, widths))
-        pruned = None
         if method is not None:
             options: dict[str, Any] = {"compile_layers": True} if compiled else {}
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", NoRelevanceWarning)  # it is left out on purpose
-                pruned = self.enter_context(
+                self._pruned = self.enter_context(
                     adatp.apply(own.model, own.processor, method, relevance=own.relevance, **options)
                 )
         self.warm_up = self.once()
         self.once()
-        if pruned is not None:
-            self.report = pruned.report
+        if self._pruned is not None:
+            self.report = self._pruned.report
 
     def once(self) -> float:
         """Seconds of the decoder and of all that the method computes, waited for before and after."""
-        with Stopwatch({"decoder": [self._decoder]}) as watch:
+        stages: dict[str, list[Any]] = {"decoder": [self._decoder]}
+        if self._pruned is not None and self._pruned.relevance is not None:
+            stages["question"] = [self._pruned.relevance.text_model]
+        with Stopwatch(stages) as watch:
             self.run()
-        return watch.seconds["decoder"]
+        return sum(watch.seconds.values())
 
     def time(self) -> None:
         """Time one more prefill."""
         self.seconds.append(self.once())
 
     def run(self) -> None:
-        """One prefill, which nothing waits for."""
+        """One prefill, which nothing waits for. It asks something new, unless the question shall have been asked."""
+        if self._pruned is not None and not self._asked_before:
+            self._asked += 1
+            self._pruned.question = f"Which animal is number {self._asked}?"
         self._model(**self._inputs, logits_to_keep=1)
 
     def cuts(self) -> dict[str, Any]:
