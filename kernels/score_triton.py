@@ -143,11 +143,9 @@ def _log_sum_exp(m, total, in_use):
 
 
 @triton.jit(
-    do_not_specialize=[
-        "query_b", "query_h", "query_t", "key_b", "key_g", "count", "length", "row_tiles", "splits", "split_keys"
-    ],
+    do_not_specialize=["count", "length", "row_tiles", "splits", "split_keys"],
     do_not_specialize_on_alignment=["row_index", "first_key"],
-)  # fmt: skip
+)
 def normaliser_kernel(
     query, key, row_index, first_key, queries, bounds, lse2, pairs, arrivals,
     query_b, query_h, query_t, key_b, key_g,
@@ -237,7 +235,7 @@ def _add_rows(
 
 
 @triton.jit(
-    do_not_specialize=["key_b", "key_g", "count", "first_column", "columns", "row_tiles", "head_rows", "tiles_each"],
+    do_not_specialize=["count", "first_column", "columns", "row_tiles", "head_rows", "tiles_each"],
     do_not_specialize_on_alignment=["row_index", "first_key", "arrivals"],
 )
 def column_kernel(
