@@ -12,6 +12,10 @@ VENV := .venv$(if $(TRANSFORMERS),-transformers-$(TRANSFORMERS))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
+# the oldest that setup.py takes; the newest is what pip finds
+OLDEST_TRITON := 3.6.0
+OLD_TRITON := $(VENV)/triton-$(OLDEST_TRITON)
+
 # what runs through the kernels, on a machine without a GPU
 INTERPRETED := $(addprefix tests/test_,score.py select.py compact.py operators.py prefill.py)
 
@@ -32,12 +36,15 @@ demo: $(READY)
 	@echo "== demo: one of them with all there is to tell, and a picture"
 	@$(BIN)/adatp run demo.mp4 --question "$(QUESTION)" --compare --overlay demo.png
 
-test: $(READY)
+test: $(READY) $(if $(TRANSFORMERS),,$(OLD_TRITON)/triton)
 	@echo "== test: $$($(BIN)/python -c 'import torch, transformers as t; print("torch", torch.__version__, "transformers", t.__version__)')"
 	$(BIN)/python -m pytest $(PARALLEL) $(if $(TRANSFORMERS),$(addprefix --ignore=,$(INDEPENDENT)))
 ifeq ($(TRANSFORMERS),)
 	@echo "== test: the Triton kernels in Triton's interpreter"
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) $(INTERPRETED)
+	@echo "== test: the kernels compiled by Triton $(OLDEST_TRITON)"
+	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -c 'import triton; assert triton.__version__ == "$(OLDEST_TRITON)"'
+	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -m pytest $(PARALLEL) tests/test_compile_matrix.py
 endif
 
 bench: $(READY)
@@ -75,6 +82,11 @@ $(READY): setup.py constraints.txt
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt setuptools wheel torch
 	@echo "== set-up: adatp and what it needs"
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt --no-build-isolation -e '.[test,lint]'
+	@touch $@
+
+$(OLD_TRITON)/triton: $(READY)
+	@echo "== set-up: Triton $(OLDEST_TRITON) beside the environment"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLD_TRITON) triton==$(OLDEST_TRITON)
 	@touch $@
 
 clean:

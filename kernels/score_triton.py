@@ -46,6 +46,8 @@ JOINED = 4096
 # Warps that a processor runs side by side: while some wait for a product, others take exponentials.
 WARPS_PER_PROCESSOR = 16
 LAUNCH = {"num_stages": 2, "enable_fp_fusion": True}
+# With so many for each thread an NVIDIA multiprocessor holds them all; ROCm's compiler knows no such limit.
+REGISTERS = 128
 
 
 class Tile(NamedTuple):
@@ -359,6 +361,8 @@ def score_triton(
         "PRECISION": "ieee",  # where there is a choice, which is in fp32
         **LAUNCH,
     }
+    if torch.version.hip is None:
+        options["maxnreg"] = REGISTERS
 
     with torch.cuda.device_of(query):  # Triton launches on the current device
         normaliser_kernel[(all_tiles, splits)](

@@ -201,7 +201,8 @@ def compiling_for(target: str) -> Iterator[list]:
         return compiled[-1]
 
     triton.runtime.driver.set_active(Driver(target))
-    with mock.patch.object(JITFunction, "run", warm_up), warnings.catch_warnings():
+    rocm = mock.patch.object(torch.version, "hip", "any" if TARGETS[target].backend == "hip" else None)
+    with mock.patch.object(JITFunction, "run", warm_up), rocm, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
         try:
             yield compiled

@@ -89,7 +89,9 @@ def test_nothing_waits_for_the_gpu_but_the_one_read(monkeypatch, prompt, method)
 
 
 @VIDEOS
-def test_a_later_cut_is_at_most_four_kernels(videos):
+def test_a_later_cut_is_at_most_five_kernels(videos):
+    """Four of ours, and the zeros that two of them count arrivals on."""
+
     @contextmanager
     def launches():
         names = []
@@ -104,7 +106,7 @@ def test_a_later_cut_is_at_most_four_kernels(videos):
     prefill(prompt, "cuda")  # compiles
     _, *later = (names for _, names in prefill(prompt, "cuda", watch=launches))
     assert max(map(len, later)) > 0, "the profiler sees no kernel, or no later cut drops anything"
-    assert [names for names in later if len(names) > 4] == []
+    assert [names for names in later if len(names) > 5] == []
 
 
 @VIDEOS
@@ -219,12 +221,15 @@ def test_score_takes_no_more_memory_than_its_buffers():
     heads, text, dim = query.shape[1:]
     groups, length = key.shape[1:3]
     count = columns[1] - columns[0]
-    tile = score_triton.tiles(heads // groups * text, dim, query.element_size())
-    row_tiles, column_tiles = triton.cdiv(heads // groups * text, tile.m), triton.cdiv(count, tile.n)
-    splits, _ = score_triton.key_splits(row_tiles * groups, length, tile, query.device)
-    group_parts, tile_parts = score_triton.row_parts(column_tiles, groups, row_tiles, query.device)
-    # pairs for each split, parts of the columns, the columns, a counter a block
-    words = 2 * heads * text * splits + count * group_parts * tile_parts + count + column_tiles
+    first, second = score_triton.tiles(heads // groups * text, dim, query.element_size())
+    tiles, blocks = groups * triton.cdiv(heads // groups * text, first.m), triton.cdiv(count, second.n)
+    splits, _ = score_triton.key_splits(tiles, length, first, query.device)
+    parts, _ = score_triton.row_parts(
+        blocks, groups * triton.cdiv(heads // groups * text, second.m), second, query.device
+    )
+    rows = tiles * first.m
+    # of a row its query, pairs for each split, its bound and lse2; parts of the columns, the columns, what has arrived
+    words = rows * (dim // 2 + 2 * splits + 2) + count * parts + count + tiles + blocks
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
