@@ -41,7 +41,8 @@ class CompiledLayers:
         family: the model.
 
     Attributes:
-        own_hooks: ids of the hooks inside the layers that need not run in what is compiled.
+        own_hooks: ids of the hooks on the layers and inside them that are ours. Those inside need not run in what is
+            compiled.
     """
 
     def __init__(self, family: Family) -> None:
@@ -52,6 +53,15 @@ class CompiledLayers:
         if family.decoder not in _GRAPHS:
             _GRAPHS[family.decoder] = _Graphs(_compiled(_run_layer), _compiled(_project))
         self._graphs = _GRAPHS[family.decoder]
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    @property
+    def attention(self) -> str:
+        """Name of the attention implementation."""
+        name: str = self._family.decoder.config._attn_implementation
+        return name
 
     def takes(self, index: int, hidden: Tensor) -> bool:
         """Whether a layer shall run compiled on `[1, W, D]`.
@@ -66,6 +76,18 @@ class CompiledLayers:
             for module in self._inside[index]
         )
 
+    def watched(self, index: int) -> bool:
+        """Whether others have hooks on a layer, which see what enters it or what it puts out."""
+        layer = self._layers[index]
+        return bool(layer._forward_hooks) or not self.own_hooks.issuperset(layer._forward_pre_hooks)
+
+    def addresses(self, first: int) -> tuple[int, ...]:
+        """Where the weights of the layers from `first` on are in memory."""
+        modules = (module for inside in self._inside[first:] for module in inside)
+        return tuple(
+            weight.data_ptr() for module in modules for weight in module._parameters.values() if weight is not None
+        )
+
     def run(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
         """What a layer puts out, with its keys and values in the cache.
 
@@ -78,13 +100,17 @@ class CompiledLayers:
         Raises:
             RuntimeError: the layer could not be compiled.
         """
-        mask, cache = kwargs["attention_mask"], kwargs["past_key_values"]
-        hidden, cos, sin = map(_packed, (hidden, *kwargs["position_embeddings"]))
-        mask = None if mask is None else _packed(mask)
-        output, keys, values = self._graphs.layer(self._layers[index], hidden, (cos, sin), mask)
+        output, keys, values = self.layer(index, hidden, kwargs["position_embeddings"], kwargs["attention_mask"])
+        cache = kwargs["past_key_values"]
         if cache is not None:
             cache.update(keys, values, index)
         return output
+
+    def layer(self, index: int, hidden: Tensor, tables: Tables, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """`[1, W, D]` what a layer puts out, and its `[1, G, W, d]` keys and values."""
+        hidden, cos, sin = map(_packed, (hidden, *tables))
+        mask = None if mask is None else _packed(mask)
+        return self._graphs.layer(self._layers[index], hidden, (cos, sin), mask)
 
     def project(self, index: int, hidden: Tensor, rows: Tensor, tables: Tables) -> Tensor:
         """`[1, H, T, d]` post-rotary queries of a layer, of the tokens at `[T]` rows among those that enter it."""

@@ -21,6 +21,7 @@ from adatp.compiled import CompiledLayers, check_compiling
 from adatp.decoding import Decoding
 from adatp.forward import PrunedForward
 from adatp.generation import CONTINUOUS_BATCHING, check_support, is_continued, prepare
+from adatp.graph import LastLayers
 from adatp.methods import Method, method_of
 from adatp.methods.method import BeforeDecoder, BetweenLayers
 from adatp.models import family_of
@@ -85,6 +86,7 @@ class Pruned:
         self._handles: list[Any] = []
         self._replaced: list[tuple[Any, str, Any]] = []
         self._compiled = CompiledLayers(family) if compile_layers else None
+        self._last_layers = None if self._compiled is None else LastLayers(self._compiled)
         self._install()
 
     @property
@@ -158,10 +160,9 @@ class Pruned:
                 self._replace(layer, "forward", functools.partial(self._run_layer, index))
             if index in asked and (self._compiled is None or self.method.decoding is not None):
                 projection = self._family.query_projection(layer)
-                handle = projection.register_forward_hook(functools.partial(self._on_query, index))
-                self._handles.append(handle)
-                if self._compiled is not None:
-                    self._compiled.own_hooks.add(handle.id)
+                self._handles.append(projection.register_forward_hook(functools.partial(self._on_query, index)))
+        if self._compiled is not None:
+            self._compiled.own_hooks = {handle.id for handle in self._handles}
         self._replace(body, "get_video_features", self._keep_features)
         self._replace(decoder, "forward", self._decode)
         self._replace(model, "generate", self._generate)
@@ -340,10 +341,16 @@ class Pruned:
         self, index: int, hidden: Tensor, layer: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """In a prefill. What comes after it transformers can compile: one token a step, over a cache of fixed size."""
-        compiled, prompt = self._compiled, self._prompt()
+        compiled, last_layers, prompt = self._compiled, self._last_layers, self._prompt()
         assert compiled is not None
+        assert last_layers is not None
         if prompt is not None:
+            if prompt.is_through:
+                return hidden
             prompt.ask(index, functools.partial(compiled.project, index))
+            if index == max(prompt.prefill.cuts) and last_layers.takes(index, hidden):
+                prompt.is_through = True
+                return last_layers.run(index, hidden, kwargs)
         if self._thread.forward is None or not compiled.takes(index, hidden):
             return layer(*args, **kwargs)
         return compiled.run(index, hidden, kwargs)
@@ -417,7 +424,9 @@ def apply(
         compile_layers: whether decoder layers run through `torch.compile` in a prefill, where they are at most
             `adatp.blocks.TOKENS` wide and there are no hooks inside. For small decoders, which are bound by what they
             launch. The first prefill compiles one layer for all (seconds to minutes); prompts of other lengths and
-            later applications to the model compile nothing new.
+            later applications to the model compile nothing new. On CUDA the layers behind the last cut become one
+            CUDA graph for every 64 tokens of width, recorded when a prompt first needs it. A prefill raises a
+            RuntimeError where a layer cannot be compiled.
 
     Returns:
         The handle with `report` and `remove()`.

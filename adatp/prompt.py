@@ -22,11 +22,15 @@ class PrunedPrompt:
         family: the model.
         prefill: the cuts.
         beside: where what the first cut reads was computed.
+
+    Attributes:
+        is_through: whether the layers behind the last cut have run already, all at once.
     """
 
     family: Family
     prefill: Prefill
     beside: Beside
+    is_through: bool = False
     _tokens: Tokens | None = None
     _mask: Tensor | None = None
     _scorer: int | None = None  # the layer whose queries are wanted ...

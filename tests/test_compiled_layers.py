@@ -1,4 +1,7 @@
-"""apply(compile_layers=True): the same results from one graph for all layers, and what does not go through it."""
+"""apply(compile_layers=True): the same results from one graph for all layers, and what does not go through it.
+
+A CUDA graph of the last layers is tested on the CPU as far as that goes: there, too, they run on buffers that stay.
+"""
 
 import gc
 import threading
@@ -10,9 +13,10 @@ import torch
 from conftest import make_inputs
 from test_decoding import compiling
 from test_patch import hooks_of
+from transformers import DynamicCache
 
 import adatp
-from adatp import blocks, compiled
+from adatp import blocks, compiled, graph
 from adatp.untrained import load_untrained
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
@@ -203,21 +207,26 @@ def test_layers_that_the_caller_compiles_too():
     torch.testing.assert_close(output.logits, expected.logits, **CLOSE)
 
 
-def test_threads_that_compile_at_the_same_time(fresh, sdpa):
-    prompts = [make_inputs(sdpa, ONE, frames=8 + i, seed=i) for i in range(3)]
-    expected = [generate(sdpa, inputs, compile_layers=False) for inputs in prompts]
+def threads_that_share(untrained):
+    """Three threads begin at the same time, with prompts of their own."""
+    prompts = [make_inputs(untrained, ONE, frames=8 + i, seed=i) for i in range(3)]
+    expected = [generate(untrained, inputs, compile_layers=False) for inputs in prompts]
     barrier = threading.Barrier(len(prompts))
 
     def work(inputs):
         barrier.wait(timeout=60)
         settings = {"max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
-        return sdpa.model.generate(**inputs, **settings), pruned.thread_report
+        return untrained.model.generate(**inputs, **settings), pruned.thread_report
 
-    with applied(sdpa) as pruned, ThreadPoolExecutor(len(prompts)) as pool:
+    with applied(untrained) as pruned, ThreadPoolExecutor(len(prompts)) as pool:
         found = list(pool.map(work, prompts))
     for (tokens, report), (output, expected_report) in zip(found, expected, strict=True):
         assert torch.equal(tokens, output.sequences)
         assert report == expected_report
+
+
+def test_threads_that_compile_at_the_same_time(fresh, sdpa):
+    threads_that_share(sdpa)
 
 
 def test_threads_see_nothing_of_what_others_compile(sdpa, monkeypatch):
@@ -229,6 +238,185 @@ def test_threads_see_nothing_of_what_others_compile(sdpa, monkeypatch):
         output, found = generate(sdpa, inputs, adatp.DyCoke(), compile_layers=False)
     assert found == report
     torch.testing.assert_close(torch.cat(output.logits), torch.cat(expected.logits), **CLOSE)
+
+
+@pytest.fixture
+def last_layers(monkeypatch):
+    """The last layers run as one on the CPU too; what was run so."""
+    made, init = [], graph.LastLayers.__init__
+
+    def watched(self, *args):
+        init(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(graph, "DEVICES", {"cpu"})
+    monkeypatch.setattr(graph.LastLayers, "__init__", watched)
+    return made
+
+
+class TestLastLayers:
+    @pytest.mark.parametrize("questions", [ONE, TWO], ids=["one", "batch"])
+    def test_results_are_those_of_plain_layers_in_both_families(self, videollm, questions, last_layers, ran):
+        inputs = make_inputs(videollm, questions)
+        for method, first in (("adatp", 5), (adatp.FastV(), 2), (adatp.PyramidDrop(), 12)):
+            ran.clear()
+            check(videollm, inputs, method)
+            assert last_layers[-1]._recordings
+            assert [index for index, _ in ran] == list(range(first)) * len(questions)
+        check(videollm, inputs, adatp.VisionZip())
+        assert not last_layers[-1]._recordings, "no cut between the layers"
+
+    def test_with_every_attention(self, small, last_layers):
+        check(small, make_inputs(small, TWO))
+        assert last_layers[-1]._recordings
+
+    @pytest.mark.parametrize("settings", [{"num_beams": 2}, {"use_cache": False}], ids=lambda settings: str(*settings))
+    def test_with(self, sdpa, last_layers, settings):
+        check(sdpa, make_inputs(sdpa, ONE), **settings)
+        assert last_layers[-1]._recordings
+
+    def test_in_inference_mode_and_out_of_it(self, sdpa, last_layers):
+        inputs = make_inputs(sdpa, ONE)
+        with applied(sdpa) as pruned, torch.no_grad():
+            first = sdpa.model(**inputs).logits
+            report = pruned.report
+            with torch.inference_mode():
+                second = sdpa.model(**inputs).logits
+            third = sdpa.model(**inputs).logits
+            assert pruned.report == report
+        assert torch.equal(first, second)
+        assert torch.equal(first, third)
+        assert len(last_layers[-1]._recordings) == 1
+
+    def test_nothing_of_a_prompt_reaches_the_next(self, sdpa, last_layers):
+        """Whatever is in the buffers, and whatever is done with what came out of them."""
+        prompts = [make_inputs(sdpa, ONE, frames=frames) for frames in (12, 8)]
+        with applied(sdpa), torch.no_grad():
+            outputs = [sdpa.model(**inputs) for inputs in prompts]
+            kept = [[layer.keys.clone() for layer in output.past_key_values.layers] for output in outputs]
+            recordings = last_layers[-1]._recordings.values()
+            for recording in recordings:
+                for buffer in recording._inputs:
+                    buffer.fill_(float("nan"))
+            for inputs, output in zip(reversed(prompts), reversed(outputs), strict=True):
+                assert torch.equal(sdpa.model(**inputs).logits, output.logits)
+            for output, keys in zip(outputs, kept, strict=True):
+                for layer, before in zip(output.past_key_values.layers, keys, strict=True):
+                    assert torch.equal(layer.keys, before)
+        assert len(recordings) == 1
+
+    def test_what_is_put_out_is_not_what_the_next_replay_writes_to(self, sdpa, last_layers, monkeypatch):
+        run, held = graph._Recording._run, []
+
+        def as_a_graph(self):
+            """To where the first run has put it."""
+            outputs = run(self)
+            held.extend(outputs if not held else ())
+            for tensor, output in zip(held, outputs, strict=True):
+                tensor.copy_(output)
+            return held
+
+        monkeypatch.setattr(graph._Recording, "_run", as_a_graph)
+        decoder = sdpa.model.model.language_model
+        with applied(sdpa), torch.no_grad():
+            found = []
+            for _ in range(2):
+                hidden, cache = torch.randn(1, 20, 128), DynamicCache()
+                tables = decoder.rotary_emb(hidden, torch.arange(20)[None])
+                kwargs = {"position_embeddings": tables, "past_key_values": cache}
+                output = last_layers[-1].run(14, hidden, kwargs)
+                tensors = [output, *(states for layer in cache.layers[14:] for states in (layer.keys, layer.values))]
+                found.append((tensors, [tensor.clone() for tensor in tensors]))
+        (first, first_then), (second, _) = found
+        for before, after, other in zip(first_then, first, second, strict=True):
+            assert torch.equal(before, after)
+            assert not torch.equal(before, other)
+
+    def test_widths_share_recordings_of_which_few_are_kept(self, sdpa, last_layers, monkeypatch):
+        monkeypatch.setattr(graph, "MULTIPLE", 4)
+        monkeypatch.setattr(graph, "KEPT", 2)
+        made, init = [], graph._Recording.__init__
+
+        def watched(self, layers, first, width, like):
+            made.append((width, like[0].shape[1]))
+            init(self, layers, first, width, like)
+
+        monkeypatch.setattr(graph._Recording, "__init__", watched)
+        with applied(sdpa), torch.no_grad():
+            for frames in (4, 5, 8, 12, 12, 4):
+                sdpa.model(**make_inputs(sdpa, ONE, frames=frames))
+                assert len(last_layers[-1]._recordings) <= 2
+        assert all(width % 4 == 0 and width - 4 < needed <= width for width, needed in made)
+        widths = [width for width, _ in made]
+        assert len(set(widths)) > 2, "else there was nothing to forget"
+        assert widths[0] == widths[-1], "the first was forgotten"
+        assert len(widths) < 6, "two prompts of about the same length share one"
+
+    def test_weights_that_have_moved_are_recorded_anew(self, last_layers):
+        small = load_untrained(image_size=84, layers=15)
+        inputs = make_inputs(small, ONE)
+        with applied(small), torch.no_grad():
+            first = small.model(**inputs).logits
+            for parameter in small.model.model.language_model.parameters():
+                parameter.data = parameter.data * 1.01
+            second = small.model(**inputs).logits
+        assert len(last_layers[-1]._recordings) == 2
+        assert not torch.equal(first, second)
+        with applied(small, compile_layers=False), torch.no_grad():
+            torch.testing.assert_close(second, small.model(**inputs).logits, **CLOSE)
+
+    def test_hidden_states_and_attentions(self, last_layers):
+        eager = load_untrained(image_size=84, layers=15, attention="eager")
+        inputs, outputs = make_inputs(eager, TWO), []
+        for compile_layers in (True, False):
+            with torch.no_grad(), applied(eager, compile_layers=compile_layers):
+                outputs.append(eager.model(**inputs, output_hidden_states=True))
+        torch.testing.assert_close(*(output.hidden_states for output in outputs), **CLOSE)
+        assert not last_layers[0]._recordings
+
+    @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
+    def test_a_hook_on_one_of_them_sees_every_layer(self, sdpa, last_layers, register):
+        seen = []
+        layer = sdpa.model.model.language_model.layers[9]
+        handle = getattr(layer, register)(lambda module, args, *_: seen.append(args[0]))
+        try:
+            check(sdpa, make_inputs(sdpa, ONE))
+        finally:
+            handle.remove()
+        (compiled_run, *_), (plain_run, *_) = seen[:4], seen[4:]
+        torch.testing.assert_close(compiled_run, plain_run, **CLOSE)
+        assert not last_layers[-1]._recordings
+
+    def test_threads_take_turns(self, sdpa, last_layers):
+        threads_that_share(sdpa)
+        assert last_layers[-1]._recordings
+
+    def test_layers_whose_mlp_runs_in_blocks_run_one_by_one(self, sdpa, last_layers, monkeypatch):
+        monkeypatch.setattr(blocks, "TOKENS", 30)
+        check(sdpa, make_inputs(sdpa, ONE))
+        assert not last_layers[-1]._recordings
+
+    @pytest.mark.cuda
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no GPU")
+    def test_a_cuda_graph_replays_what_the_layers_do(self, monkeypatch):
+        monkeypatch.setattr(compiled, "BACKEND", "inductor")
+        small = load_untrained(image_size=84, layers=16, attention="sdpa")
+        small.model.to("cuda")
+        prompts = [make_inputs(small, ONE, frames=frames).to("cuda") for frames in (8, 9, 8)]
+        with torch.no_grad():
+            with applied(small, compile_layers=False):
+                expected = [small.model(**inputs) for inputs in prompts]
+            with applied(small) as pruned:
+                outputs = [small.model(**inputs) for inputs in prompts]
+                recordings = pruned._last_layers._recordings.values()
+                assert recordings
+                assert all(recording._graph is not None for recording in recordings)
+        for output, plain in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(output.logits, plain.logits, **CLOSE)
+            for layer, plain_layer in zip(output.past_key_values.layers, plain.past_key_values.layers, strict=True):
+                torch.testing.assert_close(layer.keys, plain_layer.keys, **CLOSE)
+                torch.testing.assert_close(layer.values, plain_layer.values, **CLOSE)
+        assert torch.equal(outputs[0].logits, outputs[2].logits), "a replay in between leaves nothing"
 
 
 class TestRefused:
