@@ -101,6 +101,14 @@ def test_a_step_that_fails_does_not_stop_the_next(tmp_path, monkeypatch, capsys)
     assert command.main(["--only", "tests", "--out", str(tmp_path)]) == 0
 
 
+def test_a_step_whose_process_fails_in_the_end_has_failed(tmp_path):
+    file = tmp_path / "late.json"
+    code = f'import os; open({str(file)!r}, \'w\').write(\'{{"status": "done", "rows": [1]}}\'); os.abort()'
+    found = run.run(Step("late", "nothing", 60, ()), tmp_path, python(code))
+    assert (found["status"], found["rows"]) == ("failed", [1])
+    assert "exit code -6" in found["error"]
+
+
 def test_what_a_step_raises_is_in_its_file(tmp_path):
     step = Step("nothing", "a module that does not exist", 60, ())
     found = run.run(step, tmp_path)
@@ -147,12 +155,12 @@ def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
 
 
 def test_gaps_are_what_no_kernel_runs_in(monkeypatch):
-    ran = [("a", 1.0, 2.0), ("b", 1.5, 3.0), ("c", 1.6, 1.7), ("a", 5.0, 6.0)]
+    ran = [("a", 1.0, 2.0), ("b", 1.5, 3.0), ("c", 1.6, 1.7), ("a", 2.0, 2.5), ("a", 5.0, 6.0)]
     monkeypatch.setattr(trace, "_ran", lambda run: ran)
     found = trace.trace(lambda: None)
-    assert (found["kernels"], found["span"], found["gaps"]) == (4, 5.0, 2.0)
-    assert found["kernel_seconds"] == pytest.approx(3.6)
-    assert [(own["name"], own["calls"]) for own in found["top"]] == [("a", 2), ("b", 1), ("c", 1)]
+    assert (found["kernels"], found["span"], found["gaps"]) == (5, 5.0, 2.0)
+    assert found["kernel_seconds"] == pytest.approx(4.1)
+    assert [(own["name"], own["calls"]) for own in found["top"]] == [("a", 3), ("b", 1), ("c", 1)]
 
 
 def test_a_call_that_runs_nothing_has_no_gaps(monkeypatch):

@@ -1,34 +1,35 @@
-"""A way to run the prefill, in a model of its own that shares its weights with the others'."""
+"""A way to run the prefill, timed by the wall clock."""
 
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import adatp
 from adatp.methods import Method
 from adatp.models import family_of
-from adatp.patch import Pruned
 from adatp.prefill import Prefill
-from adatp.relevance import NoRelevanceWarning
+from adatp.relevance import NoRelevanceWarning, Relevance
 from adatp.report import PruningReport
 from adatp.run import Loaded
 from adatp.stopwatch import Stopwatch
 from bench.e2e.exclusive import HOST, Exclusive
 from bench.e2e.forced import forced_widths
 from bench.e2e.twin import twin
+from bench.gpu.trace import trace
 
 
-class Runner(ExitStack):
-    """Times a prefill by the wall clock. It is warm from the start, and leaves nothing behind when it is closed.
+class Runner:
+    """Times a prefill, from the first one on warm.
 
     Args:
-        loaded: the model, its tower given; it is left alone.
+        loaded: the model, its tower given. Between prefills it is as it was.
         inputs: of the prompt.
         method: in the model; None for none.
         widths: tokens that each layer sees, where there is no method; None for all of them.
-        asked_before: whether every prompt asks the same question, so that its features are remembered.
-        compiled: whether decoder layers are compiled one by one.
+        asked_before: whether the question has been asked before, so that its features are remembered.
+        compiled: whether decoder layers are compiled, by `adatp.apply` where there is a method; else one by one, in a
+            second model that shares the weights.
 
     Attributes:
         report: of the method; None without one.
@@ -44,56 +45,67 @@ class Runner(ExitStack):
         method: Method | None = None,
         widths: Sequence[int] | None = None,
         asked_before: bool = False,
-        compiled: bool,
+        compiled: bool = False,
     ) -> None:
-        super().__init__()
-        own = twin(loaded)
-        self._model, self._decoder, self._inputs = own.model, family_of(own.model).decoder, inputs
+        self._loaded, self._inputs, self._method, self._widths = loaded, inputs, method, widths
+        self._asked_before = asked_before
+        self._options: dict[str, Any] = {}
+        if compiled and method is not None:
+            self._options = {"compile_layers": True}
+        elif compiled:
+            self._loaded = twin(loaded)
+            for layer in family_of(self._loaded.model).decoder.layers:
+                layer.compile(dynamic=True)
         self.report: PruningReport | None = None
         self.seconds: list[float] = []
-        self._pruned: Pruned | None = None
-        self._asked_before, self._asked = asked_before, 0
-        if method is None and compiled:
-            for layer in self._decoder.layers:
-                layer.compile(dynamic=True)
-        if widths is not None:
-            self.enter_context(forced_widths(own, widths))
-        if method is not None:
-            options: dict[str, Any] = {"compile_layers": True} if compiled else {}
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NoRelevanceWarning)  # it is left out on purpose
-                self._pruned = self.enter_context(
-                    adatp.apply(own.model, own.processor, method, relevance=own.relevance, **options)
-                )
-        self.warm_up = self.once()
-        self.once()
-        if self._pruned is not None:
-            self.report = self._pruned.report
-
-    def once(self) -> float:
-        """Seconds of the decoder and of all that the method computes, waited for before and after."""
-        stages: dict[str, list[Any]] = {"decoder": [self._decoder]}
-        if self._pruned is not None and self._pruned.relevance is not None:
-            stages["question"] = [self._pruned.relevance.text_model]
-        with Stopwatch(stages) as watch:
-            self.run()
-        return sum(watch.seconds.values())
+        self.warm_up = self._once()
+        self._once()
 
     def time(self) -> None:
         """Time one more prefill."""
-        self.seconds.append(self.once())
+        self.seconds.append(self._once())
 
-    def run(self) -> None:
-        """One prefill, which nothing waits for. It asks something new, unless the question shall have been asked."""
-        if self._pruned is not None and not self._asked_before:
-            self._asked += 1
-            self._pruned.question = f"Which animal is number {self._asked}?"
-        self._model(**self._inputs, logits_to_keep=1)
+    def _once(self) -> float:
+        """Seconds of the decoder and of all that the method computes, waited for before and after."""
+        stages: dict[str, list[Any]] = {"decoder": [family_of(self._loaded.model).decoder]}
+        if self._method is not None and isinstance(self._loaded.relevance, Relevance):
+            stages["question"] = [self._loaded.relevance.text_model]
+        with self._ready() as run, Stopwatch(stages) as watch:
+            run()
+        return sum(watch.seconds.values())
 
-    def cuts(self) -> dict[str, Any]:
+    def trace(self) -> dict[str, Any]:
+        """What one prefill runs on the device."""
+        with self._ready() as run:
+            return trace(run)
+
+    def cuts(self) -> dict[str, float]:
         """Seconds that the cuts of a prefill take the host, and how long it waits for the device within them."""
-        with Exclusive(HOST) as spent:
+        with self._ready() as run, Exclusive(HOST) as spent:
             spent.watch("host", Prefill, "cut")
             spent.watch("waiting", Prefill, "_read")
-            self.run()
-        return {"host": spent.seconds["host"], "waiting": spent.seconds["waiting"]}
+            run()
+        return {name: spent.seconds[name] for name in ("host", "waiting")}
+
+    @contextmanager
+    def _ready(self) -> Iterator[Callable[[], Any]]:
+        """What runs one prefill, while the model is made ready for it."""
+        model, own = self._loaded.model, self._loaded
+
+        def run() -> None:
+            model(**self._inputs, logits_to_keep=1)
+
+        if self._widths is not None:
+            with forced_widths(own, self._widths):
+                yield run
+        elif self._method is not None:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", NoRelevanceWarning)  # it is left out on purpose
+                pruned = adatp.apply(model, own.processor, self._method, relevance=own.relevance, **self._options)
+                with pruned:
+                    if self._asked_before:
+                        run()
+                    yield run
+                    self.report = pruned.report
+        else:
+            yield run

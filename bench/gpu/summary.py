@@ -42,7 +42,7 @@ def _prefill(row: Found) -> list[str]:
     name = f"{row['model']}{', compiled' if row['compiled'] else ''}: {row['name']}"
     if "seconds" not in row:
         return [name, "cannot" if row["refused"] else "not timed", "", "", ""]
-    cost = f"{row['own_share']:.1%}"
+    cost = f"{row['own_share']:.1%}" if "own_share" in row else ""
     host = duration(row["cuts"]["host"]) if row.get("cuts", {}).get("host") else ""
     return [name, duration(median(row["seconds"])), _ratio(row), cost, host]
 
