@@ -292,7 +292,11 @@ RESULT = {
                 row("FastV, eager", 3.1, ratio=0.288),
                 {**row("DyCoke", 1.0), "refused": "flops must be from 0.4"},
             ],
-            "parts": {"total": 3.0, "pruning": {"question": 0.01, "relevance": 0.02, "scoring": 0.06}, "layers": [2.0, 0.91]},
+            "parts": {
+                "total": 3.0,
+                "pruning": {"question": 0.01, "relevance": 0.02, "scoring": 0.06},
+                "layers": [2.0, 0.91],
+            },
             "unpruned_layers": [2.0, 2.0],
         }
     ],

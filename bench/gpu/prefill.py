@@ -89,9 +89,7 @@ class Race:
     def _enter(self, own: Contender, method: Method | None) -> None:
         loaded = self.loaded if own.compares else replace(self.loaded, relevance=None)
         try:
-            runner = Runner(
-                loaded, self._inputs, method=method, asked_before=own.asked_before, compiled=self._compiled
-            )
+            runner = Runner(loaded, self._inputs, method=method, asked_before=own.asked_before, compiled=self._compiled)
             if not self._compiled:
                 self._forced[own.name] = Runner(loaded, self._inputs, widths=self._widths(runner))
             self._runners[own.name] = runner
