@@ -14,11 +14,16 @@ torch.set_num_threads(1)  # small tensors, and a test a core where several run s
 
 
 @pytest.fixture(scope="session")
-def bikes() -> Path:
+def pyav():
+    """What reads and writes videos."""
+    return pytest.importorskip("av", reason="PyAV is not installed: pip install av")
+
+
+@pytest.fixture(scope="session")
+def bikes(pyav) -> Path:
     """A real video, 10 s of street shots, that a package carries as a sample."""
     from bench.sample_video import sample_video  # a program that imports this file has not the repository on its path
 
-    pytest.importorskip("av", reason="PyAV, which reads videos, is not installed: pip install av")
     try:
         return sample_video()
     except FileNotFoundError as missing:

@@ -117,16 +117,15 @@ class TestRun:
         assert "visionzip" in out
         assert Image.open(file).size[0] > 0
 
-    def test_fewer_frames_than_asked_for(self, capsys, tmp_path):
-        av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
+    def test_fewer_frames_than_asked_for(self, capsys, tmp_path, pyav):
 
         path = tmp_path / "short.mp4"
-        with av.open(str(path), "w") as container:
+        with pyav.open(str(path), "w") as container:
             stream = container.add_stream("mpeg4", rate=5)
             stream.width = stream.height = 64
             for i in range(3):
                 picture = np.full((64, 64, 3), 80 * i, np.uint8)
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                container.mux(stream.encode(pyav.VideoFrame.from_ndarray(picture, format="rgb24")))
             container.mux(stream.encode())
         code, out, _ = run(capsys, "run", path, "--question", "?", "--json")
         result = json.loads(out)

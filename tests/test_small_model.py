@@ -63,7 +63,7 @@ def test_it_answers_held_out_questions_pruned_and_not():
 
 
 class TestDemo:
-    def test_every_answer_is_right(self, tmp_path, capsys):
+    def test_every_answer_is_right(self, tmp_path, capsys, pyav):
         assert main(["demo", "--video", str(tmp_path / "clip.mp4")]) == 0
         out = capsys.readouterr().out
         assert "wrong" not in out

@@ -22,7 +22,7 @@ def test_study(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("options", [False, True])
-def test_world_writes_a_question_set(tmp_path, capsys, options):
+def test_world_writes_a_question_set(tmp_path, capsys, options, pyav):
     arguments = ["world", str(tmp_path / "w"), "--clips", "2", "--questions", "3", "--split", "validation"]
     assert main([*arguments, *(["--options"] if options else [])]) == 0
     assert "2 videos and 6 questions" in capsys.readouterr().out

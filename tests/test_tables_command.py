@@ -146,7 +146,7 @@ class TestWithAVideo:
         with pytest.raises(ValueError, match=r"bikes\.mp4 has 31 frames; onevision-0.5b takes 32"):
             run(capsys, bikes)
 
-    def test_a_file_that_is_no_video(self, capsys, tmp_path, counted):
+    def test_a_file_that_is_no_video(self, capsys, tmp_path, counted, pyav):
         with pytest.raises(ValueError, match=r"nothing\.mp4"):
             run(capsys, tmp_path / "nothing.mp4")
 

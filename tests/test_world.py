@@ -361,7 +361,7 @@ class TestCaptions:
 
 
 class TestFiles:
-    def test_what_is_written_is_read(self, tmp_path):
+    def test_what_is_written_is_read(self, tmp_path, pyav):
         frames = draw(make_clip("heldout", 3))
         write_mp4(tmp_path / "clip.mp4", frames)
         clip = sample_frames(tmp_path / "clip.mp4", FRAMES)
