@@ -30,7 +30,7 @@ def calls(device):
     keep = torch.ones(1, 3, dtype=torch.bool, device=device)
     return {
         "score": lambda impl: score(key, key, ids, (0, 2), scale=1.0, impl=impl),
-        "select": lambda impl: select(score_of, ids, ids, ids[:, :2], positions=2, impl=impl),
+        "select": lambda impl: select(score_of, ids, ids[:, :2], ids[:, :2], positions=2, impl=impl)[0],
         "compact": lambda impl: compact(keep, [3], [score_of], impl=impl)[0],
     }
 

@@ -4,13 +4,14 @@ import operators as harness
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 import adatp_kernels.compact_triton
 import adatp_kernels.score_triton
 import adatp_kernels.select_triton  # noqa: F401
 from adatp_kernels.score import score
-from adatp_kernels.select import PADDING, segment_begins, select
+from adatp_kernels.select import PADDING, select
 
 OPS = torch.ops.adatp
 
@@ -24,13 +25,14 @@ def score_inputs(batch=2, heads=4, groups=2, count=3, length=20, dim=16, dtype=t
     return query, key, rows, min(2, length), max(min(2, length), length - 3), 0.3, first_key
 
 
-def select_inputs(batch=2, length=12, start=2, deduplicate=True, dtype=torch.float32):
+def select_inputs(batch=2, length=12, start=2, deduplicate=True, dtype=torch.float32, frames=True):
     score = torch.rand(batch, max(0, length - 2 * start), generator=torch.Generator().manual_seed(0)).to(dtype)
-    segment = torch.full((batch, length), -1)
-    segment[:, start : start + score.shape[1]] = torch.arange(score.shape[1]) // 4
     position = torch.arange(length).remainder(3).repeat(batch, 1)
+    position[:, :start] = position[:, start + score.shape[1] :] = -1
+    begin = (start + torch.tensor([[0, 3, 4] if frames else [0, 4]])).repeat(batch, 1)
+    segment = torch.tensor([[0, 0, 1]]).repeat(batch, 1) if frames else None
     quota = torch.tensor([[2, 1]]).repeat(batch, 1)
-    return score, segment, position, quota, segment_begins(segment, 2), start, 3, deduplicate
+    return score, position, begin, quota, segment, start, 3, deduplicate
 
 
 def compact_inputs(padded=True, length=9, empty=False):
@@ -53,6 +55,8 @@ INPUTS = {
     "score, no columns": ("score", score_inputs(length=2, count=2)),
     "select": ("select", select_inputs()),
     "select, duplicates": ("select", select_inputs(deduplicate=False)),
+    "select, a segment a stretch": ("select", select_inputs(frames=False)),
+    "select, a long segment": ("select", select_inputs(length=8200, deduplicate=False)),
     "select, one sample in fp16": ("select", select_inputs(batch=1, start=0, dtype=torch.float16)),
     "select, no scores": ("select", select_inputs(length=4)),
     "select, no tokens": ("select", select_inputs(length=0, start=0)),
@@ -66,7 +70,7 @@ named = pytest.mark.parametrize(("name", "inputs"), INPUTS.values(), ids=INPUTS)
 
 
 def layout(results):
-    results = results if isinstance(results, list) else [results]
+    results = [results] if isinstance(results, torch.Tensor) else results
     return [(tuple(r.shape), r.stride(), r.dtype) for r in results]
 
 
@@ -75,7 +79,7 @@ def promised(name, inputs):
     if name == "score":
         shapes = [((len(inputs[0]), inputs[4] - inputs[3]), torch.float32)]
     elif name == "select":
-        shapes = [(tuple(inputs[1].shape), torch.bool)]
+        shapes = [(tuple(inputs[1].shape), torch.bool), (tuple(inputs[3].shape), torch.int64)]
     else:
         shapes = [((2, max(inputs[1]), *t.shape[2:]), t.dtype) for t in inputs[2]]
     return [(shape, torch.empty(shape, device="meta").stride(), dtype) for shape, dtype in shapes]
@@ -98,26 +102,27 @@ def test_shapes_go_through_without_values(name, inputs, device):
         )
         results = getattr(OPS, name)(*fake)
     assert layout(results) == promised(name, inputs)
-    assert all(r.device.type == device for r in (results if isinstance(results, list) else [results]))
+    assert all(r.device.type == device for r in tree_leaves(results))
 
 
 def test_the_result_of_select_is_contiguous_whatever_the_inputs_are():
     inputs = [t.to("meta") if isinstance(t, torch.Tensor) else t for t in select_inputs()]
-    inputs[1] = inputs[1].T.contiguous().T
-    assert OPS.select(*inputs).is_contiguous()
+    inputs[1], inputs[3] = (inputs[i].T.contiguous().T for i in (1, 3))
+    assert all(result.is_contiguous() for result in OPS.select(*inputs))
 
 
-def kept(query, key, rows, segment, position, quota):
+def kept(query, key, rows, position, begin, quota):
     scores = score(query, key, rows, (2, 18), scale=0.3, impl="triton")
-    return scores, select(scores, segment, position, quota, positions=3, start=2, impl="triton")
+    return scores, *select(scores, position, begin, quota, positions=3, start=2, impl="triton")
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_as_one_graph(kernels, dynamic):
     query, key, rows = score_inputs()[:3]
-    segment = torch.tensor([-1] * 2 + [0] * 9 + [1] * 7 + [-1] * 2).repeat(2, 1)
     position = torch.arange(20).remainder(3).repeat(2, 1)
-    inputs = kernels.move((query, key, rows, segment, position, torch.tensor([[2, 1], [1, 3]])))
+    position[:, :2] = position[:, 18:] = -1
+    begin = torch.tensor([[2, 11], [2, 11]])
+    inputs = kernels.move((query, key, rows, position, begin, torch.tensor([[2, 1], [1, 3]])))
     torch._dynamo.reset()
     got = torch.compile(kept, fullgraph=True, backend="aot_eager", dynamic=dynamic)(*inputs)
     assert all(torch.equal(a, b) for a, b in zip(got, kept(*inputs), strict=True))

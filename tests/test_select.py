@@ -6,40 +6,78 @@ import numpy as np
 import oracle
 import pytest
 import torch
+import triton.language as tl
 from hypothesis import given
 from hypothesis import strategies as st
 from operators import cases
 
 import adatp_kernels.select_triton as triton_module
 from adatp_kernels.dispatch import interpreted
-from adatp_kernels.select import FIXED, PADDING, segment_begins, select
+from adatp_kernels.select import FIXED, PADDING, select
 
 NAN, INF = float("nan"), float("inf")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
+def chosen(operators, score, segment, position, quota, *, frames=False, **options):
+    """What `select` keeps, where every token is given its segment, `FIXED` or `PADDING`; and it counts what it keeps.
+
+    `frames`: segments consist of several stretches of tokens.
+    """
+    begin = torch.tensor([begins(row, quota.shape[1]) for row in segment.tolist()])
+    if frames:
+        begin, options["segment"] = stretches(begin, segment.shape[1])
+    position = torch.where(segment < 0, segment, position)
+    keep, kept = operators.select(score, position, begin, quota, **options)
+    assert keep.shape == segment.shape
+    assert keep.dtype == torch.bool
+    assert kept.dtype == torch.int64
+    assert kept.tolist() == [
+        [int(row[own == s].sum()) for s in range(quota.shape[1])] for row, own in zip(keep, segment, strict=True)
+    ]
+    return keep
+
+
+def begins(segment, segments):
+    """Of one sample: the first token of each segment or of a later one."""
+    return [next((i for i, own in enumerate(segment) if own >= s), len(segment)) for s in range(segments)]
+
+
+def stretches(begin, length):
+    """Segments `[B, S]` in stretches of three tokens, some of them empty; empty segments have one or none."""
+    rows = []
+    for row in begin.tolist():
+        row = [*row, length]
+        cut = [(at, s) for s in range(len(row) - 1) for at in range(row[s], max(row[s + 1], row[s] + s % 2), 3)]
+        rows.append(sorted(cut + cut[1::4]))
+    longest = max(1, *map(len, rows))
+    rows = [row + [(length, begin.shape[1] - 1)] * (longest - len(row)) for row in rows]
+    return torch.tensor(rows).unbind(2)
+
+
 def keep_of(operators, score, segment, position, quota, *, positions=8, dtype=torch.float32, **options):
-    """`select` on the lists of one sample."""
-    kept = operators.select(
-        torch.tensor([score], dtype=dtype),
-        torch.tensor([segment], dtype=torch.int64),
-        torch.tensor([position], dtype=torch.int64),
-        torch.tensor([quota], dtype=torch.int64),
-        positions=positions,
-        **options,
-    )
-    assert kept.shape == (1, len(segment))
-    assert kept.dtype == torch.bool
-    return kept[0].tolist()
+    """`chosen` on the lists of one sample."""
+    score = torch.tensor([score], dtype=dtype)
+    integers = (torch.tensor([ids], dtype=torch.int64) for ids in (segment, position, quota))
+    return chosen(operators, score, *integers, positions=positions, **options)[0].tolist()
 
 
 def indices(keep):
     return [i for i, stays in enumerate(keep) if stays]
 
 
-def small_blocks():
-    """Blocks so small that every loop of the kernel goes round; those of a GPU have a least size."""
-    return mock.patch.object(triton_module, "BLOCK", 32) if interpreted() else nullcontext()
+WHOLE = {"SMALL": 8, "LARGE": 64}
+PIECES = {"SMALL": 4, "LARGE": 16, "CHUNK": 16, "SAMPLE": 256}
+MEDIUM = {"SMALL": 64, "LARGE": 256, "CHUNK": 128, "SAMPLE": 1024}
+ROUGH = {**PIECES, "SAMPLE": 2}  # a sample that is mostly wrong
+
+
+def sizes(of):
+    """Limits so low that every loop of the kernels goes round, in the interpreter; a GPU compiles for each."""
+    return mock.patch.multiple(triton_module, **of) if of and interpreted() else nullcontext()
+
+
+any_sizes = st.sampled_from([{}, WHOLE, PIECES, ROUGH])
 
 
 @st.composite
@@ -72,16 +110,10 @@ def in_order(ids, start, stop):
     return [i if i < 0 else next(rising) if start <= at < stop else -1 - i % 2 for at, i in enumerate(ids)]
 
 
-def begins(segment, segments):
-    """Written as the contract says it, for one sample."""
-    return [next((i for i, own in enumerate(segment) if own >= s), len(segment)) for s in range(segments)]
-
-
-def run(operators, case, dtype=torch.float32, begin=False, **options):
+def run(operators, case, dtype=torch.float32, **options):
     batch, length = len(case["segment"]), len(case["segment"][0])
-    if begin:
-        options["begin"] = torch.tensor([begins(row, len(case["quota"][0])) for row in case["segment"]])
-    return operators.select(
+    return chosen(
+        operators,
         torch.tensor(case["score"], dtype=dtype).view(batch, -1 if batch * len(case["score"][0]) else 0),
         torch.tensor(case["segment"], dtype=torch.int64).view(batch, length),
         torch.tensor(case["position"], dtype=torch.int64).view(batch, length),
@@ -118,18 +150,18 @@ def by_argsort(score, segment, position, quota, deduplicate=True):
 
 
 @cases(300, 60)
-@given(batches(), st.booleans(), st.sampled_from(DTYPES), st.booleans(), st.booleans())
-def test_same_tokens_as_top_k_and_algorithm_1(operators, case, deduplicate, dtype, begin, small):
+@given(batches(), st.booleans(), st.sampled_from(DTYPES), st.booleans(), any_sizes)
+def test_same_tokens_as_top_k_and_algorithm_1(operators, case, deduplicate, dtype, frames, of):
     # the measure gets the rounded scores
     case["score"] = torch.tensor(case["score"], dtype=dtype).tolist()
-    with small_blocks() if small else nullcontext():
-        kept = run(operators, case, dtype, begin, deduplicate=deduplicate)
+    with sizes(of):
+        kept = run(operators, case, dtype, frames=frames, deduplicate=deduplicate)
     assert kept.tolist() == expected(case, deduplicate)
 
 
-@cases(200, 30)
-@given(st.integers(0, 2**32), st.integers(1, 3), st.sampled_from([1, 2, 9]), st.booleans())
-def test_any_bits_of_scores(operators, seed, segments, levels, deduplicate):
+@cases(200, 10)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.sampled_from([1, 2, 9]), st.booleans(), any_sizes)
+def test_any_bits_of_scores(operators, seed, segments, levels, deduplicate, of):
     """Every pattern of 32 bits in equal measure: all exponents, subnormals, NaN with payloads, of both signs."""
     random = np.random.default_rng(seed)
     length = int(random.integers(1, 90))
@@ -140,8 +172,8 @@ def test_any_bits_of_scores(operators, seed, segments, levels, deduplicate):
     )
     position, quota = random.integers(0, 30, length), random.integers(0, length // segments + 2, segments)
     tensors = [torch.from_numpy(a)[None] for a in (score, segment, position, quota)]
-    with small_blocks():
-        kept = operators.select(*tensors, positions=30, deduplicate=deduplicate)
+    with sizes(of):
+        kept = chosen(operators, *tensors, positions=30, deduplicate=deduplicate)
     assert kept[0].tolist() == by_argsort(score, segment, position, quota, deduplicate).tolist()
 
 
@@ -186,17 +218,6 @@ def test_samples_do_not_see_each_other(operators, case):
         assert run(operators, alone).tolist() == [together[b]]
 
 
-@cases(100, 100)
-@given(st.data())
-def test_segment_begins_are_where_the_contract_says(operators, data):
-    case = data.draw(batches())
-    segments = len(case["quota"][0]) + data.draw(st.integers(0, 3))
-    segment = operators.move(torch.tensor(case["segment"], dtype=torch.int64).view(len(case["segment"]), -1))
-    got = segment_begins(segment, segments)
-    assert got.dtype == torch.int64
-    assert got.tolist() == [begins(row, segments) for row in case["segment"]]
-
-
 def video(c, frames, quota, seed=0, levels=50):
     """A prompt of 3 tokens, `frames` (their segments) of c tokens, 5 more; heavy-tailed scores with a bias."""
     generator = torch.Generator().manual_seed(seed)
@@ -212,7 +233,7 @@ def video(c, frames, quota, seed=0, levels=50):
 
 
 def assert_as_by_argsort(operators, score, segment, position, quota, start=0, deduplicate=True, **options):
-    kept = operators.select(score, segment, position, quota, start=start, deduplicate=deduplicate, **options)
+    kept = chosen(operators, score, segment, position, quota, start=start, deduplicate=deduplicate, **options)
     for b, row in enumerate(kept):
         wide = torch.full(segment.shape[1:], NAN)
         wide[start : start + score.shape[1]] = score[b]
@@ -222,10 +243,10 @@ def assert_as_by_argsort(operators, score, segment, position, quota, start=0, de
 
 
 @pytest.mark.parametrize("c", [1, 7, 182, 196, 729])
-@pytest.mark.parametrize("deduplicate", [True, False])
-def test_a_video_of_usual_frame_sizes(operators, c, deduplicate):
+@pytest.mark.parametrize(("deduplicate", "frames"), [(True, True), (False, False)])
+def test_a_video_of_usual_frame_sizes(operators, c, deduplicate, frames):
     inputs = video(c, [0, 0, 0, 1, 2, 2, 2], [int(1.3 * c), c // 2, 2 * c], seed=c)
-    assert_as_by_argsort(operators, *inputs, start=3, positions=c, deduplicate=deduplicate)
+    assert_as_by_argsort(operators, *inputs, start=3, positions=c, deduplicate=deduplicate, frames=frames)
 
 
 def test_later_cuts_of_a_video_select_among_survivors(operators):
@@ -244,15 +265,99 @@ def test_later_cuts_of_a_video_select_among_survivors(operators):
         start = min(max(counts) - n for n in counts) + 3
 
 
-@pytest.mark.parametrize("levels", [0, 3])
+LONG = triton_module.LARGE
+
+
+@pytest.mark.parametrize("length", [triton_module.SMALL, triton_module.SMALL + 1, LONG, LONG + 1, 2 * LONG])
 @pytest.mark.parametrize("deduplicate", [True, False])
-@pytest.mark.parametrize("begin", [True, False])
-def test_segments_longer_than_a_block_of_the_kernel(operators, levels, deduplicate, begin):
-    """Three blocks of tokens or more with ties on both sides of each border, and more positions than a block has."""
-    assert triton_module.BLOCK <= 2048
-    inputs = video(2200, [0, 0, 1], [2900, 60], levels=levels)
-    options = {"begin": torch.tensor([begins(inputs[1][0].tolist(), 2)])} if begin else {}
-    assert_as_by_argsort(operators, *inputs, start=3, positions=2200, deduplicate=deduplicate, **options)
+def test_segments_as_long_as_the_kernel_s_limits(operators, length, deduplicate):
+    """With ties on both sides of each limit, and more positions than the kernel looks at in one go."""
+    inputs = video(length, [0], [length // 3], levels=3)
+    assert_as_by_argsort(operators, *inputs, start=3, positions=length, deduplicate=deduplicate)
+
+
+@pytest.mark.parametrize("levels", [0, 3])
+@pytest.mark.parametrize(("deduplicate", "frames"), [(True, True), (False, False)])
+def test_long_segments_beside_short_ones(operators, levels, deduplicate, frames):
+    """Two long ones that meet within a chunk, a short one, and a third of whole chunks; other samples differ."""
+    with sizes(MEDIUM):
+        long = triton_module.LARGE
+        rows = [[long + long // 10, long + 9, long // 12, 2 * long], [40, long + 1, long, 2 * long - 40]]
+        segment = torch.full((2, sum(rows[0])), PADDING)
+        for b, row in enumerate(rows):
+            segment[b, : sum(row)] = torch.arange(4).repeat_interleave(torch.tensor(row))
+        segment[:, 5::97] = FIXED
+        generator = torch.Generator().manual_seed(levels)
+        score = torch.randn(segment.shape, generator=generator).mul(3).exp()
+        score = score.log().mul(levels).round() if levels else score
+        score[torch.rand(segment.shape, generator=generator) < 0.01] = NAN
+        position = torch.arange(segment.shape[1]).remainder(300).repeat(2, 1)
+        quota = torch.tensor([[long // 3, long, 20, 1], [30, long // 2, long, 3]])
+        assert_as_by_argsort(
+            operators, score, segment, position, quota, positions=300, deduplicate=deduplicate, frames=frames
+        )
+
+
+@pytest.mark.parametrize("quota", [0, 4096, 4097, 12_287, 12_288])
+@pytest.mark.parametrize("value", [0.25, NAN])
+def test_equal_scores_of_a_long_segment_keep_the_first_tokens(operators, quota, value):
+    length = 12_288
+    keep = keep_of(operators, [value] * length, [0] * length, list(range(length)), [quota], positions=length)
+    assert indices(keep) == list(range(min(quota, length)))
+
+
+@pytest.mark.parametrize("sorting", [False, True])
+def test_a_sample_that_knows_nothing_of_the_threshold(operators, sorting):
+    """All that is taken stands in a few places, which the sample may miss."""
+    with sizes(MEDIUM):
+        length = 4 * triton_module.LARGE
+        score = torch.arange(length).float().mul(1e-9)
+        score[7 :: length // 10][:10] += torch.arange(10).float() + 1
+        score = score.sort(descending=True).values if sorting else score
+        segment, position = torch.zeros(1, length, dtype=torch.int64), torch.arange(length)[None]
+        for quota in (3, 10, 11, length - 1):
+            inputs = score[None], segment, position, torch.tensor([[quota]])
+            assert_as_by_argsort(operators, *inputs, positions=length, deduplicate=False)
+
+
+@pytest.mark.skipif(not interpreted(), reason="a compiled kernel has its functions within it")
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(0, 0xFFFFFFFF), (0, 1), (0, 0x80000000), (0xFFFFFFFE, 0xFFFFFFFF), (0xBF000000, 0xFFFFFFFF), (7, 3)],
+)
+def test_whatever_the_sample_says_the_same_tokens_stay(operators, monkeypatch, low, high):
+    def bracket(*_):
+        return tl.full((), low, tl.uint32), tl.full((), high, tl.uint32)
+
+    monkeypatch.setattr(triton_module, "_bracket", bracket)
+    score, segment, position, _ = video(12, [0, 0, 0, 1], [])
+    with sizes(PIECES):
+        for deduplicate in (True, False):
+            for quota in ([15, 2], [37, 0]):
+                inputs = score, segment, position, torch.tensor([quota])
+                assert_as_by_argsort(operators, *inputs, start=3, positions=12, deduplicate=deduplicate)
+
+
+@pytest.mark.parametrize(("columns", "launches"), [(LONG, 1), (LONG + 1, 2)])
+def test_one_launch_and_a_second_where_a_segment_may_be_long(kernels, monkeypatch, columns, launches):
+    seen = []
+
+    class Counted:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            seen.append(self.kernel)
+            return self.kernel[grid]
+
+    for name in ("select_kernel", "long_segment_kernel"):
+        monkeypatch.setattr(triton_module, name, Counted(getattr(triton_module, name)))
+    segment = torch.arange(columns + 9)[None] // 3000
+    segment[:, columns:] = FIXED
+    position, quota = torch.arange(columns + 9)[None] % 4, torch.tensor([[3000, 3, 0, 9]])
+    score = torch.linspace(1, 0, columns)[None]
+    assert_as_by_argsort(kernels, score, segment, position, quota, positions=4, deduplicate=False)
+    assert len(seen) == launches
 
 
 @pytest.mark.parametrize("quota", [0, 1, 2047, 2048, 2049, 4999, 5000, 5001])
@@ -269,14 +374,13 @@ def test_one_position_shared_by_all_tokens_keeps_the_best(operators, quota):
     assert indices(keep_of(operators, score, [0] * 5000, [3] * 5000, [quota])) == [4097]
 
 
-@pytest.mark.parametrize("begin", [True, False])
-def test_many_segments_most_of_them_empty(operators, begin):
+@pytest.mark.parametrize("frames", [True, False])
+def test_many_segments_most_of_them_empty(operators, frames):
     ids = [0] * 5 + [7] * 3 + [FIXED, 7, 8, PADDING] + [20] * 9 + [38] * 2
-    options = {"begin": torch.tensor([begins(ids, 40)])} if begin else {}
     score = torch.rand(1, len(ids), generator=torch.Generator().manual_seed(1))
     position = torch.arange(len(ids))[None] % 4
     quota = torch.tensor([[i % 5 for i in range(40)]])
-    assert_as_by_argsort(operators, score, torch.tensor([ids]), position, quota, positions=4, **options)
+    assert_as_by_argsort(operators, score, torch.tensor([ids]), position, quota, positions=4, frames=frames)
 
 
 def test_leading_and_trailing_tokens_without_segment_in_every_sample(operators):
@@ -285,14 +389,14 @@ def test_leading_and_trailing_tokens_without_segment_in_every_sample(operators):
                [PADDING, FIXED, FIXED, PADDING, FIXED, PADDING, FIXED]]  # fmt: skip
     score, position = torch.zeros(3, 7), torch.zeros(3, 7, dtype=torch.int64)
     quota = torch.ones(3, 3, dtype=torch.int64)
-    kept = operators.select(score, torch.tensor(segment), position, quota, positions=1)
+    kept = chosen(operators, score, torch.tensor(segment), position, quota, positions=1)
     assert [indices(row) for row in kept.tolist()] == [[0, 2, 4, 6], [0, 1, 2, 4, 5], [1, 2, 4, 6]]
 
 
 def test_scores_of_no_token(operators):
     segment = torch.tensor([[FIXED, PADDING, FIXED]])
     for start in (0, 2, 3):
-        kept = operators.select(torch.empty(1, 0), segment, segment, torch.tensor([[4, 4]]), positions=2, start=start)
+        kept = chosen(operators, torch.empty(1, 0), segment, segment, torch.tensor([[4, 4]]), positions=2, start=start)
         assert kept.tolist() == [[True, False, True]]
 
 
@@ -329,14 +433,14 @@ def test_nan_of_either_sign_ranks_last(operators):
     score = torch.tensor([NAN, NAN, -INF, 0.5]).copysign(torch.tensor([-1.0, 1.0, -1.0, 1.0]))[None]
     segment, position = torch.zeros(1, 4, dtype=torch.int64), torch.arange(4)[None]
     for quota, stays in [(1, [3]), (2, [2, 3]), (3, [0, 2, 3])]:
-        keep = operators.select(score, segment, position, torch.tensor([[quota]]), positions=4)
+        keep = chosen(operators, score, segment, position, torch.tensor([[quota]]), positions=4)
         assert indices(keep[0].tolist()) == stays
 
 
 def test_nan_of_both_signs_tie(operators):
     score = torch.tensor([[NAN, NAN, NAN]]).copysign(torch.tensor([1.0, -1.0, 1.0]))
-    keep = operators.select(
-        score, torch.zeros(1, 3).long(), torch.tensor([[0, 0, 1]]), torch.tensor([[2]]), positions=2
+    keep = chosen(
+        operators, score, torch.zeros(1, 3).long(), torch.tensor([[0, 0, 1]]), torch.tensor([[2]]), positions=2
     )
     assert indices(keep[0].tolist()) == [0]
 
@@ -393,11 +497,57 @@ def test_deduplication_is_the_default(operators):
     assert indices(keep_of(operators, [0.9, 0.8], [0, 0], [0, 0], [2])) == [0]
 
 
-def test_fixed_tokens_stay_and_padding_goes_whatever_score_or_position_they_have(operators):
+def test_fixed_tokens_stay_and_padding_goes_whatever_score_they_have(operators):
     score = [-INF, INF, NAN, NAN, 0.5]
     segment = [FIXED, PADDING, FIXED, PADDING, 0]
-    assert indices(keep_of(operators, score, segment, [10**9, -7, 0, 0, 0], [1])) == [0, 2, 4]
-    assert indices(keep_of(operators, score, segment, [10**9, -7, 0, 0, 0], [0])) == [0, 2]
+    assert indices(keep_of(operators, score, segment, [0] * 5, [1])) == [0, 2, 4]
+    assert indices(keep_of(operators, score, segment, [0] * 5, [0])) == [0, 2]
+
+
+@pytest.mark.parametrize("deduplicate", [True, False])
+@pytest.mark.parametrize("of", [{}, PIECES], ids=["whole", "pieces"])
+def test_positions_out_of_range_are_as_padding(operators, deduplicate, of):
+    position = torch.tensor([[0, 8, 1, -3, 2, 2**32, 3, -(2**63), 4, 2**63 - 1, 5, FIXED, 6, 2**31, 7, 2**32 - 1]])
+    inputs = torch.ones(position.shape), position, torch.zeros(1, 1, dtype=torch.int64)
+    with sizes(of):
+        keep, kept = operators.select(*inputs, torch.tensor([[5]]), positions=8, deduplicate=deduplicate)
+    assert indices(keep[0].tolist()) == [0, 2, 4, 6, 8, 11]
+    assert kept.tolist() == [[5]]
+
+
+@pytest.mark.parametrize("quota", [-1, -(2**63), 2**31, 2**63 - 1])
+@pytest.mark.parametrize("of", [{}, PIECES], ids=["whole", "pieces"])
+def test_quotas_beyond_all_counts(operators, quota, of):
+    with sizes(of):
+        keep = keep_of(operators, [0.5] * 40, [0] * 40, list(range(40)), [quota], positions=40)
+    assert sum(keep) == (40 if quota > 0 else 0)
+
+
+@pytest.mark.parametrize("of", [{}, PIECES], ids=["whole", "pieces"])
+def test_begins_out_of_range_or_order_write_nowhere_else(kernels, monkeypatch, of):
+    """All that is allocated lies between guards."""
+    plain, memories = torch.empty, []
+
+    def guarded(*shape, **options):
+        size, room = math.prod(shape), 4096
+        memory = plain(size + 2 * room, **options).fill_(1)
+        memories.append((memory[:room], memory[room + size :]))
+        return memory[room : room + size].view(shape)
+
+    position, score = torch.arange(60).repeat(2, 1) % 9, torch.rand(2, 60)
+    begin = torch.tensor([[40, -7, 2**40, 3], [-(2**62), 61, 59, 2**63 - 1]])
+    quota, frames = torch.full((2, 4), 3), torch.tensor([[0, 3, 1, 2], [3, 0, 0, 9]])
+    for segment in (None, frames):
+        for deduplicate in (True, False):
+            tensors = kernels.move([score, position, begin, quota, segment])
+            with sizes(of):
+                monkeypatch.setattr(torch, "empty", guarded)
+                select(*tensors[:4], segment=tensors[4], positions=9, deduplicate=deduplicate, impl="triton")
+                monkeypatch.undo()
+    assert len(memories) >= 12
+    for before, after in memories:
+        assert (before == 1).all()
+        assert (after == 1).all()
 
 
 def test_fixed_and_padding_tokens_take_no_quota_and_no_position(operators):
@@ -457,29 +607,37 @@ def test_non_contiguous_inputs(operators):
     position = torch.arange(20).remainder(4).expand(2, -1)
     quota = torch.randint(0, 6, (3, 2), generator=generator).T
     begin = torch.tensor([begins(row, 3) for row in segment.tolist()]).T.contiguous().T
-    assert not any(t.is_contiguous() for t in (score, segment, position, quota, begin))
-    for options in ({}, {"begin": begin}):
-        assert_as_by_argsort(operators, score, segment, position, quota, positions=4, **options)
+    ids = torch.arange(3).expand(2, -1)
+    marked = torch.where(segment < 0, segment, position).T.contiguous().T
+    assert not any(t.is_contiguous() for t in (score, marked, quota, begin, ids))
+    want = chosen(operators, score, segment, position, quota, positions=4)
+    for options in ({}, {"segment": ids}):
+        keep, _ = operators.select(score, marked, begin, quota, positions=4, **options)
+        assert torch.equal(keep, want)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_slice_of_scores_and_one_grid_for_all_samples(operators, dtype):
-    """As an engine hands them over: scores cut out of a wider buffer, segments and positions expanded."""
+    """As an engine hands them over: scores cut out of a wider buffer, all else expanded."""
     score, segment, position, quota = video(36, [0, 0, 1, 1, 1], [30, 50])
     wide = torch.cat([score, score.flip(1), score], 1).to(dtype).view(1, 3, -1)[:, ::2]  # [1, 2, C]
-    segment, position = (t.expand(2, -1) for t in (segment, position))
-    begin = torch.tensor([begins(segment[0].tolist(), 2)]).expand(2, -1)
-    quota = quota.expand(2, -1)
-    assert_as_by_argsort(operators, wide[0], segment, position, quota, start=3, positions=36, begin=begin)
+    begin = torch.tensor([begins(segment[0].tolist(), 2)])
+    position = torch.where(segment < 0, segment, position)
+    shared = (t.expand(2, -1) for t in (position, begin, quota))
+    keep, kept = operators.select(wide[0], *shared, start=3, positions=36)
+    for b in range(2):
+        alone = operators.select(wide[0, b : b + 1], position, begin, quota, start=3, positions=36)
+        assert torch.equal(keep[b], alone[0][0])
+        assert torch.equal(kept[b], alone[1][0])
 
 
 def test_no_host_read(operators):
     """On the meta device there is no value that the host could read."""
-    score = torch.empty(2, 30, device="meta")
-    integers = torch.empty(2, 30, dtype=torch.int64, device="meta")
-    quota = torch.empty(2, 4, dtype=torch.int64, device="meta")
-    for options in ({}, {"begin": quota}):
-        assert select(score, integers, integers, quota, positions=5, impl=operators.impl, **options).shape == (2, 30)
+    score, quota = torch.empty(2, 30, device="meta"), torch.empty(2, 4, dtype=torch.int64, device="meta")
+    position, begin = (torch.empty(2, n, dtype=torch.int64, device="meta") for n in (30, 7))
+    for stretches in ({"begin": quota}, {"begin": begin, "segment": begin}):
+        keep, kept = select(score, position, quota=quota, positions=5, impl=operators.impl, **stretches)
+        assert (keep.shape, kept.shape) == ((2, 30), (2, 4))
 
 
 def test_same_result_twice(operators):
@@ -495,8 +653,8 @@ def test_same_result_twice(operators):
 
 GOOD = {
     "score": torch.zeros(2, 4),
-    "segment": torch.zeros(2, 4, dtype=torch.int64),
     "position": torch.zeros(2, 4, dtype=torch.int64),
+    "begin": torch.zeros(2, 3, dtype=torch.int64),
     "quota": torch.ones(2, 3, dtype=torch.int64),
     "positions": 5,
 }
@@ -516,11 +674,14 @@ GOOD = {
         ({"start": -1}, "start"),
         ({"score": torch.zeros(2, 3), "start": 2}, "start"),
         ({"score": torch.zeros(2, 3), "start": -1}, "start"),
-        ({"segment": torch.zeros(2, 5, dtype=torch.int64)}, "segment"),
+        ({"segment": torch.zeros(2, 4, dtype=torch.int64)}, "segment"),
+        ({"segment": torch.zeros(1, 3, dtype=torch.int64)}, "segment"),
+        ({"segment": torch.zeros(2, 0, dtype=torch.int64), "begin": torch.zeros(2, 0, dtype=torch.int64)}, "begin"),
+        ({"segment": torch.zeros(1, 9, dtype=torch.int64), "begin": torch.zeros(1, 9, dtype=torch.int64)}, "begin"),
+        ({"segment": torch.zeros(3, dtype=torch.int64), "begin": torch.zeros(3, dtype=torch.int64)}, "begin"),
         ({"position": torch.zeros(8, dtype=torch.int64)}, "position"),
-        ({"position": torch.zeros(2, 3, dtype=torch.int64)}, "position"),
-        ({name: GOOD[name].flatten() for name in ("score", "segment", "position")}, "segment"),
-        ({name: GOOD[name][None] for name in ("score", "segment", "position")}, "segment"),
+        ({name: GOOD[name].flatten() for name in ("score", "position")}, "position"),
+        ({name: GOOD[name][None] for name in ("score", "position")}, "position"),
         ({"begin": torch.zeros(2, 2, dtype=torch.int64)}, "begin"),
         ({"begin": torch.zeros(1, 3, dtype=torch.int64)}, "begin"),
         ({"begin": torch.zeros(3, dtype=torch.int64)}, "begin"),
@@ -544,4 +705,4 @@ def test_unknown_implementation(impl):
 
 @pytest.mark.parametrize("impl", ["auto", "reference"])
 def test_names_of_the_reference(impl):
-    assert torch.equal(select(**GOOD, impl=impl), select(**GOOD))
+    assert all(torch.equal(a, b) for a, b in zip(select(**GOOD, impl=impl), select(**GOOD), strict=True))
