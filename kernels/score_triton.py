@@ -73,10 +73,11 @@ def tiles(rows: int, dim: int, element_size: int) -> tuple[Tile, Tile]:
     """
     d = max(16, triton.next_power_of_2(dim))
     if element_size == 4:
-        return Tile(16, 32, d), Tile(16, 32, d)
+        tile = Tile(16, 32 if d <= 128 else 16, d)
+        return tile, tile
     if d > 128:
-        height = 16 if rows <= 16 else 32
-        return Tile(height, 32, d), Tile(height, 32, d)
+        tile = Tile(16 if rows <= 16 else 32, 32, d)
+        return tile, tile
     if rows <= 16:
         return Tile(16, 128, d), Tile(16, 128, d)
     return Tile(64, 64, d, 4) if rows <= 64 else Tile(128, 64, d), Tile(64, 128, d)
