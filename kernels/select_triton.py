@@ -249,7 +249,7 @@ def select_kernel(
                     count = _whole(score, position, keep, best, first, stop, wanted, positions, DEDUPLICATE, SMALL)
                 elif stop - first <= LARGE:
                     count = _whole(score, position, keep, best, first, stop, wanted, positions, DEDUPLICATE, LARGE)
-            tl.store(kept + sample * segments + program, count.to(tl.int64))
+            tl.store(kept + sample * segments + program, tl.cast(count, tl.int64))
         elif LONG:
             own, first, stop, left, right = _piece(
                 begin, segment, program - segments, stretches, start, columns, LARGE, CHUNK
@@ -361,7 +361,7 @@ def long_segment_kernel(
             count += _best_stay(keep, claim, left, right, high, cut)
     else:
         count = _stay(keep, key, column, column < right, high, cut)
-    tl.atomic_add(kept + sample * segments + own, count.to(tl.int64), sem="relaxed")
+    tl.atomic_add(kept + sample * segments + own, tl.cast(count, tl.int64), sem="relaxed")
 
 
 @torch.library.custom_op("adatp::select", mutates_args=())
