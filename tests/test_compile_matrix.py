@@ -1,4 +1,4 @@
-"""Every kernel for every chip, compiled on none of them: nothing spills, everything fits, wide operands load wide."""
+"""Every kernel for every chip, compiled on none of them: no loop spills, everything fits, wide operands load wide."""
 
 import pytest
 
@@ -52,7 +52,7 @@ def test_two_programs_of_each_score_kernel_fit_a_multiprocessor(case):
 
 def test_how_many_programs_fit():
     def programs(target, **changes):
-        plain = compile_matrix.Resources(128, 0, 0, 0, frozenset(), 8, 0)
+        plain = compile_matrix.Resources(128, 0, 0, 0, frozenset(), 8, 0, 0)
         return compile_matrix.programs(target, plain._replace(**changes))
 
     assert programs("sm_90") == 2
@@ -71,9 +71,9 @@ def test_the_hot_loop_is_the_shortest_of_those_that_multiply():
     lines = ["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], RZ", "MUFU.EX2 R1, R1", "@P0 BRA 0x00", "@!P1 BRA 0x30"]
     lines += ["HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], RZ", "@P0 BRA 0x40", "NOP", "@P2 BRA 0x00"]
     code = "".join(f"        /*{16 * i:04x}*/                   {line} ;\n" for i, line in enumerate(lines))
-    assert compile_matrix._hot_loop(code) == 2
-    assert compile_matrix._hot_loop(code.replace("HGMMA", "IADD3")) == 8
-    assert compile_matrix._hot_loop(code.replace("BRA", "EXIT")) == 0
+    assert compile_matrix._hot_loop(code) == (2, 0)
+    assert compile_matrix._hot_loop(code.replace("HGMMA", "IADD3").replace("NOP", "LDL R3, [R1]")) == (8, 1)
+    assert compile_matrix._hot_loop(code.replace("BRA", "EXIT")) == (0, 0)
 
 
 @pytest.mark.parametrize("videos", [1, 2], ids=["one video", "two videos"])
