@@ -31,14 +31,14 @@ def compact(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor], *, i
         raise ValueError(
             f"keep must be [B, L], B >= 1, with a count per sample, got {tuple(keep.shape)} and {len(counts)} counts"
         )
+    shape = keep.shape
     for tensor in tensors:
-        if tensor.shape[:2] != keep.shape:
-            raise ValueError(f"every tensor must begin with {tuple(keep.shape)}, got {tuple(tensor.shape)}")
+        if tensor.shape[:2] != shape:
+            raise ValueError(f"every tensor must begin with {tuple(shape)}, got {tuple(tensor.shape)}")
     if resolve(impl, keep.device) == "triton":
         from adatp_kernels.compact_triton import compact_triton
 
-        fills = [0 if tensor.is_floating_point() else PADDING for tensor in tensors]
-        moved: list[Tensor] = compact_triton(keep, list(counts), list(tensors), fills)
+        moved: list[Tensor] = compact_triton(keep, counts, tensors)
         return moved
     return compact_reference(keep, counts, tensors)
 

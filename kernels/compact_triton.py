@@ -2,8 +2,8 @@
 
 A program has a block of tokens of one sample. It counts the kept tokens before its own (one byte each, from L2), so
 that no prefix sum has to run beforehand; a survivor's slot is that count, plus its rank within the block, plus the
-sample's left padding. Then the rows of all tensors go over, whatever their type, as integers of the same size: bits are
-kept. Slots of padding are filled by the programs whose token blocks have their numbers.
+sample's left padding. Then the rows of all tensors go over, and nothing computes with them: bits are kept. Slots of
+padding are filled by the programs whose token blocks have their numbers.
 
 Cost: every surviving row read and written once, and L / 2 bytes of mask for each block of tokens (L where samples are
 padded).
@@ -16,15 +16,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adatp_kernels.select import PADDING
+
 # Elements that a program moves at a time, 16 KiB of bf16 in flight: 512 of a row, of more tokens fewer.
 TILE = 8192
 # Mask bytes that a program counts at a time.
-COUNT_BLOCK = 4096
+COUNT_BLOCK = 2048
 # Programs of a sample from which on they take more tokens each, lest they all count a long mask again.
 MAX_PROGRAMS = 1024
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
-
-_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def token_block(length: int) -> int:
@@ -62,17 +62,16 @@ def compact_kernel(
     first = tl.program_id(0) * BLOCK
     sample = tl.program_id(1).to(tl.int64)
     keep += sample * length
-    before = 0
-    total = 0
-    stop = length if PADDED else first
-    for i in range(0, stop, COUNT):
+    earlier, later = tl.zeros([COUNT], tl.int32), tl.zeros([COUNT], tl.int32)
+    for i in range(0, length if PADDED else first, COUNT):
         at = i + tl.arange(0, COUNT)
-        kept = tl.load(keep + at, mask=at < stop, other=0).to(tl.int32)
-        total += tl.sum(kept, 0)
-        before += tl.sum(tl.where(at < first, kept, 0), 0)
+        earlier += tl.load(keep + at, mask=at < first, other=0).to(tl.int32)
+        if PADDED:
+            later += tl.load(keep + at, mask=(at >= first) & (at < length), other=0).to(tl.int32)
+    before = tl.sum(earlier, 0)
     padding = 0
     if PADDED:
-        padding = width - total
+        padding = width - before - tl.sum(later, 0)
 
     token = first + tl.arange(0, BLOCK)
     kept = tl.load(keep + token, mask=token < length, other=0).to(tl.int32)
@@ -86,48 +85,32 @@ def compact_kernel(
 
 
 @torch.library.custom_op("adatp::compact", mutates_args=())
-def compact_triton(
-    keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor], fills: Sequence[int]
-) -> list[Tensor]:
-    """`adatp_kernels.compact.compact`; `fills` is what padding holds in each tensor, as an integer of the same size."""
+def compact_triton(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`adatp_kernels.compact.compact`."""
     batch, length = keep.shape
-    width = max(counts)
-    results = [t.new_empty(batch, width, *t.shape[2:]) for t in tensors]
-    moved = [(s, r, f) for s, r, f in zip(tensors, results, fills, strict=True) if r.numel()]
+    width, block = max(counts), token_block(length)
+    results, moved = [], []
+    for tensor in tensors:
+        result = tensor.new_empty(batch, width, *tensor.shape[2:])
+        results.append(result)
+        if result.numel():
+            same = batch > 1 and tensor.stride(0) == 0  # one memory for all samples, as of a table that was expanded
+            source = (tensor[:1] if same else tensor).contiguous()
+            fill = 0 if tensor.is_floating_point() else PADDING
+            size = tensor.shape[2:].numel()
+            moved.append((source, result, size, same, fill, min(TILE // block, triton.next_power_of_2(size))))
     if not moved:
         return results
-    shared = [_same_for_all(source) for source, *_ in moved]
-    sources = [(s[:1] if same else s).contiguous() for (s, *_), same in zip(moved, shared, strict=True)]
-    sizes = tuple(s[0, 0].numel() for s in sources)
-    block = token_block(length)
+    sources, targets, sizes, shared, filled, rows = zip(*moved, strict=True)
     with torch.cuda.device_of(keep):  # Triton launches on the current device
         compact_kernel[(triton.cdiv(length, block), batch)](
-            keep.contiguous().view(torch.uint8),
-            tuple(_words(s) for s in sources),
-            tuple(_words(r) for _, r, _ in moved),
-            length,
-            width,
-            SIZES=sizes,
-            SHARED=tuple(shared),
-            FILLS=tuple(f for *_, f in moved),
-            ROWS=tuple(min(TILE // block, triton.next_power_of_2(size)) for size in sizes),
-            PADDED=min(counts) < width,
-            BLOCK=block,
-            COUNT=COUNT_BLOCK,
-            **LAUNCH,
-        )
+            keep.contiguous().view(torch.uint8), sources, targets, length, width,
+            SIZES=sizes, SHARED=shared, FILLS=filled, ROWS=rows, PADDED=min(counts) < width,
+            BLOCK=block, COUNT=COUNT_BLOCK, **LAUNCH,
+        )  # fmt: skip
     return results
 
 
 @compact_triton.register_fake
-def _(keep, counts, tensors, fills):
+def _(keep, counts, tensors):
     return [t.new_empty(keep.shape[0], max(counts), *t.shape[2:]) for t in tensors]
-
-
-def _same_for_all(tensor: Tensor) -> bool:
-    """Whether several samples are one and the same memory, as of a table that was expanded."""
-    return tensor.shape[0] > 1 and tensor.stride(0) == 0
-
-
-def _words(tensor: Tensor) -> Tensor:
-    return tensor.view(_WORDS[tensor.element_size()])

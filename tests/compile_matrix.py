@@ -25,11 +25,10 @@ from triton.runtime.jit import JITFunction
 
 from adatp.layout import PromptLayout
 from adatp_kernels import compact, score, select
-from adatp_kernels.compact import PADDING
 from adatp_kernels.compact_triton import MAX_PROGRAMS, compact_triton, token_block
 from adatp_kernels.dispatch import interpreted
 from adatp_kernels.score_triton import score_triton
-from adatp_kernels.select_triton import select_triton
+from adatp_kernels.select_triton import LARGE, select_triton
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -132,12 +131,16 @@ def score_case(dtype: str, dim: int, *, text=TEXT, padded=False, targets=ALL) ->
     return Case(("normaliser", "column"), launch, targets, aligned=dim % 16 == 0)
 
 
-def select_case(deduplicate: bool) -> Case:
-    def launch():
-        ids, slots = torch.empty(2, 1, LENGTH, dtype=torch.int64), torch.empty(2, 1, FRAMES, dtype=torch.int64)
-        select_triton(torch.empty(1, FRAMES * PER_FRAME), *ids, *slots, BEFORE, PER_FRAME, deduplicate)
+def select_case(deduplicate: bool, *, columns=FRAMES * PER_FRAME) -> Case:
+    """As the first cut has it with `deduplicate`, of frames that form segments; later ones know segments' begins."""
 
-    return Case(("select",), launch)
+    def launch():
+        position = torch.empty(1, columns + LENGTH - FRAMES * PER_FRAME, dtype=torch.int64)
+        begin, quota, segment = torch.empty(3, 1, FRAMES, dtype=torch.int64)
+        frames = segment if deduplicate else None
+        select_triton(torch.empty(1, columns), position, begin, quota, frames, BEFORE, PER_FRAME, deduplicate)
+
+    return Case(("select",) if columns <= LARGE else ("select", "long_segment"), launch)
 
 
 def compact_case(width: int, dim: int, *, length=LENGTH, batch=1, first=True, dtype="bf16", targets=ALL) -> Case:
@@ -148,8 +151,7 @@ def compact_case(width: int, dim: int, *, length=LENGTH, batch=1, first=True, dt
         table = torch.empty(1 if first else batch, length, dim, dtype=DTYPES[dtype]).expand(batch, -1, -1)
         ids = torch.empty(batch, length, dtype=torch.int64)
         counts = list(range(length // 2, length // 2 + batch))
-        fills = [0] * 3 + [PADDING] * 3
-        compact_triton(torch.empty(batch, length, dtype=torch.bool), counts, [hidden, *[table] * 2, *[ids] * 3], fills)
+        compact_triton(torch.empty(batch, length, dtype=torch.bool), counts, [hidden, *[table] * 2, *[ids] * 3])
 
     return Case(("compact",), launch, targets)
 
@@ -169,6 +171,8 @@ def cases() -> dict[str, Case]:
     result["fp16-d128-padded"] = score_case("fp16", 128, padded=True, targets=("sm_90",))
     result["deduplicate"] = select_case(True)
     result["top-k-only"] = select_case(False)
+    for name, deduplicate in (("deduplicate-long", True), ("top-k-only-long", False)):
+        result[name] = select_case(deduplicate, columns=LARGE + 1)
     for name, width, dim in (("0.5B", 896, 64), ("7B", 3584, 128)):
         result[name] = compact_case(width, dim)
         result[f"{name}-padded"] = compact_case(width, dim, batch=2)

@@ -11,7 +11,7 @@ import adatp_kernels.compact_triton
 import adatp_kernels.score_triton
 import adatp_kernels.select_triton  # noqa: F401
 from adatp_kernels.score import score
-from adatp_kernels.select import PADDING, select
+from adatp_kernels.select import select
 
 OPS = torch.ops.adatp
 
@@ -43,7 +43,7 @@ def compact_inputs(padded=True, length=9, empty=False):
             keep[1] = keep[0]
     hidden = torch.randn(2, length, 5, generator=torch.Generator().manual_seed(0))
     shared = torch.arange(length).expand(2, -1)
-    return keep, keep.sum(1).tolist(), [hidden, shared, hidden.half()[..., 0], shared.clone()], [0, PADDING, 0, PADDING]
+    return keep, keep.sum(1).tolist(), [hidden, shared, hidden.half()[..., 0], shared.clone()]
 
 
 INPUTS = {
@@ -64,7 +64,7 @@ INPUTS = {
     "compact, unpadded": ("compact", compact_inputs(padded=False)),
     "compact, nothing kept": ("compact", compact_inputs(empty=True)),
     "compact, no tokens": ("compact", compact_inputs(length=0)),
-    "compact, no tensors": ("compact", (*compact_inputs()[:2], [], [])),
+    "compact, no tensors": ("compact", (*compact_inputs()[:2], [])),
 }
 named = pytest.mark.parametrize(("name", "inputs"), INPUTS.values(), ids=INPUTS)
 
