@@ -67,12 +67,17 @@ class CompiledLayers:
         """Whether a layer shall run compiled on `[1, W, D]`.
 
         Not where W is above what an MLP takes at a time: compiled, it would take all of it; and not where there are
-        hooks inside the layer. transformers leaves some for good once it was asked for hidden states or attentions.
+        hooks inside the layer.
         """
-        if hidden.shape[1] > blocks.TOKENS:
-            return False
-        return all(
-            self.own_hooks.issuperset(module._forward_hooks) and not module._forward_pre_hooks
+        return hidden.shape[1] <= blocks.TOKENS and not self.hooked(index)
+
+    def hooked(self, index: int) -> bool:
+        """Whether others have hooks inside a layer, which cannot be compiled.
+
+        transformers leaves some for good once it was asked for hidden states or attentions.
+        """
+        return any(
+            module._forward_pre_hooks or not self.own_hooks.issuperset(module._forward_hooks)
             for module in self._inside[index]
         )
 

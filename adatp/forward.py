@@ -269,6 +269,11 @@ class PrunedForward:
                 warnings.warn(note, NoRelevanceWarning, stacklevel=2)
         return self._questions if any(self._questions) else None
 
+    def note(self, text: str) -> None:
+        """Put what the user should know into the report, once."""
+        if text not in self._notes:
+            self._notes.append(text)
+
     def _sample(self, b: int, thinning: Thinning, length: int) -> Sample:
         if thinning is None:
             return whole_sample(self._layers, length)

@@ -351,7 +351,13 @@ class Pruned:
             if index == max(prompt.prefill.cuts) and last_layers.takes(index, hidden):
                 prompt.is_through = True
                 return last_layers.run(index, hidden, kwargs)
-        if self._thread.forward is None or not compiled.takes(index, hidden):
+        forward = self._thread.forward
+        if forward is not None and compiled.hooked(index):
+            forward.note(
+                "decoder layers ran uncompiled, because there are hooks inside them: transformers leaves some for good "
+                "once it was asked for hidden states or attentions; load the model anew to compile them"
+            )
+        if forward is None or not compiled.takes(index, hidden):
             return layer(*args, **kwargs)
         return compiled.run(index, hidden, kwargs)
 

@@ -57,28 +57,39 @@ def make_inputs(untrained, questions, frames: int = 10, seed: int = 0):
     return untrained.processor(text=prompts, videos=clips, return_tensors="pt", padding=True)
 
 
-@pytest.fixture(scope="session", params=["eager", "sdpa", "flash"])
-def small(request):
+ATTENTIONS, FAMILIES = ("eager", "sdpa", "flash"), ("llava_onevision", "llava_video")
+
+
+def make_small(attention: str):
     """The untrained model at 84 pixels: 9 tokens a frame; 16 decoder layers, cuts before layers 2 to 5."""
-    if request.param != "flash":
-        return load_untrained(image_size=84, layers=16, attention=request.param)
+    if attention != "flash":
+        return load_untrained(image_size=84, layers=16, attention=attention)
     untrained = load_untrained(image_size=84, layers=16)
     use_flash(untrained.model)
     return untrained
 
 
-@pytest.fixture(scope="session", params=["llava_onevision", "llava_video"])
+def make_videollm(family: str):
+    """A small model of a family, with sdpa: 9 and 12 tokens a frame."""
+    return small_llava_video() if family == "llava_video" else make_small("sdpa")
+
+
+@pytest.fixture(scope="session", params=ATTENTIONS)
+def small(request):
+    """A small model with each attention implementation."""
+    return make_small(request.param)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
 def videollm(request):
-    """A small model of each family, with sdpa: 9 and 12 tokens a frame."""
-    if request.param == "llava_video":
-        return small_llava_video()
-    return load_untrained(image_size=84, layers=16, attention="sdpa")
+    """A small model of each family."""
+    return make_videollm(request.param)
 
 
 @pytest.fixture(scope="session")
 def sdpa():
-    """The same, with sdpa only."""
-    return load_untrained(image_size=84, layers=16, attention="sdpa")
+    """A small model with sdpa only."""
+    return make_small("sdpa")
 
 
 @pytest.fixture(scope="session", params=runnable())
