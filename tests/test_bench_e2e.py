@@ -244,10 +244,11 @@ def test_stages_count_every_block_of_frames(built, bikes, monkeypatch):
     build, loaded = built
     forward = loaded.relevance.head.forward
     monkeypatch.setattr("adatp.blocks.TOKENS", 1)  # so that each frame comes alone
-    monkeypatch.setattr(loaded.relevance.head, "forward", lambda states: (time.sleep(0.2), forward(states))[1])
+    pause = 0.2 + stages(loaded, build, bikes, 3, AdaTP(last=2))["seconds"]["decoder"]  # longer on a busy machine
+    monkeypatch.setattr(loaded.relevance.head, "forward", lambda states: (time.sleep(pause), forward(states))[1])
     found = stages(loaded, build, bikes, 3, AdaTP(last=2))["seconds"]
-    assert found["SigLIP head"] > 0.6
-    assert found["decoder"] < 0.6
+    assert found["SigLIP head"] > 3 * pause
+    assert found["decoder"] < 3 * pause
 
 
 def test_other_sizes(built):
