@@ -73,8 +73,8 @@ PROCESSORS = {
 # or a row's maximum or sum, 1 the mask. Half-precision rows in pieces of one element (2) fail, and so does none of 16.
 LOADS = {"normaliser": {4, 8, 16}, "column": {4, 8, 16}, "compact": {1, 8, 16}}
 
-# Bytes that a thread may spill outside of its hot loop: a few values that are put aside before the loops and read after
-# them, since two programs a multiprocessor are worth more than these.
+# Bytes that a thread may spill outside of its hot loop: a few values put aside before the loops and read after them,
+# so that `score` keeps to 128 registers, with which two programs fit a multiprocessor.
 SPILLS = {
     ("column", "bf16-d128-padded", "sm_86"): 16,
     ("column", "bf16-d128-padded", "sm_89"): 16,
