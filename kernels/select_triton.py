@@ -2,19 +2,19 @@
 
 1. Scores become integers in the same order, 0 for what is not prunable. The quota's threshold is the least key that no
    more than the quota's tokens lie above. It is searched for between the least and the greatest key: two keys in
-   between are counted at a time, and the range falls to a third. What lies above the threshold is taken, and of its
-   ties the first, in token order.
+   between are counted at a time, and the range falls to a third; 21 passes at most, 7 to 12 as scores are. What lies
+   above the threshold is taken, and of its ties the first, whose last column is found by the same search.
 2. One token per position: every token puts (key, earlier first) into its position's slot by an integer maximum, which
-   no order of execution changes. The best of a position is taken if any of them is; who finds itself there stays.
+   no order of execution changes. Where a position's best is taken, it stays; what is not the best would not stay.
 
 A segment of more than `LARGE` tokens is cut into pieces, one a program, in two launches. In the first each piece
 searches a sample of its segment, the same for all pieces, for two keys that the threshold lies between, as Floyd and
 Rivest do; counts its tokens above them; and lists those in between. In the second each piece adds up its segment's
-counts, searches the lists, which hold a tenth of the keys, and settles its own tokens. Where the sample was wrong, all
-keys are searched.
+counts, searches the lists of all its pieces, which hold a twentieth of the keys, and settles its own tokens. Where the
+sample was wrong, all keys are searched.
 
-Cost: scores and positions are read once, 4 + 8 bytes a token, 12 bytes more in a long segment; each piece of which
-reads the lists of all others about ten times from L2.
+Cost: scores and positions are read once, 4 + 8 bytes a token. In a long segment 4 to 8 bytes of keys are written, and
+every piece reads the lists, a fifth of a byte a token of the segment, in each of its passes.
 """
 
 import torch
@@ -168,7 +168,7 @@ def _whole(
 
 
 @triton.jit
-def _piece(begin, segment, piece, stretches, start, columns, LARGE: tl.constexpr, CHUNK: tl.constexpr):
+def _piece(begin, segment, piece, stretches, segments, start, columns, LARGE: tl.constexpr, CHUNK: tl.constexpr):
     """A piece's segment, its columns, and the piece's own; none if that segment is settled as a whole.
 
     A chunk of columns has two pieces, as two long segments may meet in it: the segment's of its first column, and that
@@ -185,6 +185,7 @@ def _piece(begin, segment, piece, stretches, start, columns, LARGE: tl.constexpr
         if segment is not None:
             ids = tl.load(segment + stretch, mask=stretch < stretches, other=0).to(tl.int32)
         own = tl.maximum(own, tl.max(tl.where(at <= column, ids, 0), 0))
+    own = tl.minimum(own, segments - 1)
     first, stop = _bounds(begin, segment, own, stretches, start, columns)
     right = tl.minimum(right, stop)
     if (stop - first <= LARGE) | ((piece % 2 == 1) & (first <= left)):
@@ -201,7 +202,7 @@ def _bracket(score, position, first, stop, wanted, positions, SAMPLE: tl.constex
     value = tl.load(score + column)
     key = tl.where((slot >= 0) & (slot < positions), _ordered(value.to(tl.float32)), 0)
     expected = (wanted.to(tl.int64) * SAMPLE // (stop - first)).to(tl.int32)
-    margin: tl.constexpr = SAMPLE // 36  # 3.5 standard deviations of such a count, 3 % of the tokens
+    margin: tl.constexpr = SAMPLE // 36  # 3.5 standard deviations of such a count at most, 3 % of the sample
     low, _ = _threshold(key, expected + margin)
     high, _ = _threshold(key, tl.maximum(expected - margin, 0))
     high = tl.where(expected < margin, 0xFFFFFFFF, high)
@@ -252,7 +253,7 @@ def select_kernel(
             tl.store(kept + sample * segments + program, tl.cast(count, tl.int64))
         elif LONG:
             own, first, stop, left, right = _piece(
-                begin, segment, program - segments, stretches, start, columns, LARGE, CHUNK
+                begin, segment, program - segments, stretches, segments, start, columns, LARGE, CHUNK
             )
             if left < right:
                 wanted = _wanted(quota + own, columns)
@@ -273,9 +274,7 @@ def select_kernel(
 
 
 @triton.jit
-def _count(
-    keys, notes, first, stop, end, whole, a, b, CHUNK: tl.constexpr
-):  # fmt: skip
+def _count(keys, notes, first, stop, end, whole, a, b, CHUNK: tl.constexpr):
     """Keys above `a` and above `b` in the lists of a long segment's pieces, up to chunk `end`.
 
     `whole`: not the keys in the bracket, but all.
@@ -311,7 +310,7 @@ def long_segment_kernel(
     begin += sample * stretches
     if segment is not None:
         segment += sample * stretches
-    own, first, stop, left, right = _piece(begin, segment, piece, stretches, start, columns, LARGE, CHUNK)
+    own, first, stop, left, right = _piece(begin, segment, piece, stretches, segments, start, columns, LARGE, CHUNK)
     if left >= right:
         return
     keep += sample * length + start
@@ -345,9 +344,9 @@ def long_segment_kernel(
 
     cut = 0
     column = left + tl.arange(0, CHUNK)
-    key = tl.load(keys + column, mask=column < right, other=0).to(tl.uint32, bitcast=True)
     if fit > 0:
         upper, lower = _count(searched, notes, first, stop, left // CHUNK, whole, high, high - 1, CHUNK)
+        key = tl.load(keys + column, mask=column < right, other=0).to(tl.uint32, bitcast=True)
         cut = _cut(key, column, high, fit - (lower - upper))
     count = 0
     if DEDUPLICATE:
@@ -355,11 +354,15 @@ def long_segment_kernel(
         for p in range(0, positions, 256):
             slot = p + tl.arange(0, 256)
             claim = tl.full([256], NOBODY, tl.int64)
-            for c in range(first // CHUNK, chunks):
-                of = best + tl.cast(2 * c + (c * CHUNK < first), tl.int64) * positions
-                claim = tl.maximum(claim, tl.load(of + slot, mask=slot < positions, other=NOBODY))
+            for c in range(first // CHUNK, chunks, 32):
+                chunk = c + tl.arange(0, 32)
+                of = best + (2 * chunk + (chunk * CHUNK < first)).to(tl.int64) * positions
+                known = (chunk < chunks)[:, None] & (slot < positions)[None, :]
+                claims = tl.load(of[:, None] + slot[None, :], mask=known, other=NOBODY)
+                claim = tl.maximum(claim, tl.max(claims, 0))
             count += _best_stay(keep, claim, left, right, high, cut)
     else:
+        key = tl.load(keys + column, mask=column < right, other=0).to(tl.uint32, bitcast=True)
         count = _stay(keep, key, column, column < right, high, cut)
     tl.atomic_add(kept + sample * segments + own, tl.cast(count, tl.int64), sem="relaxed")
 
