@@ -2,7 +2,7 @@
 
 1. Scores become integers in the same order, 0 for what is not prunable. The quota's threshold is the least key that no
    more than the quota's tokens lie above. It is searched for between the least and the greatest key: two keys in
-   between are counted at a time, and the range falls to a third; 21 passes at most, 7 to 12 as scores are. What lies
+   between are counted at a time, and the range falls to a third; 21 passes at most, 7 to 9 as scores are. What lies
    above the threshold is taken, and of its ties the first, whose last column is found by the same search.
 2. One token per position: every token puts (key, earlier first) into its position's slot by an integer maximum, which
    no order of execution changes. Where a position's best is taken, it stays; what is not the best would not stay.
