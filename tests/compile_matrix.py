@@ -23,6 +23,7 @@ from random_prefill import prefill
 from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
+import adatp.prefill
 from adatp.layout import PromptLayout
 from adatp_kernels import compact, score, select
 from adatp_kernels.compact_triton import MAX_PROGRAMS, compact_triton, token_block
@@ -236,8 +237,13 @@ def compile_case(case: str, target: str) -> dict[str, Resources]:
 def variants(prompts: list[PromptLayout], target: str) -> list[dict[str, int]]:
     """After a prefill of each of the prompts in turn: how often every kernel has been compiled until then.
 
-    What the kernels leave behind is what memory holds at first, and that is the same in every run.
+    What the kernels leave behind is what memory holds at first, and that is the same in every run; but for the numbers
+    of kept tokens, which sizes follow from: they are the quotas.
     """
+
+    def select_all(score, position, begin, quota, **options):
+        return select.select(score, position, begin, quota, **options)[0], quota.clone()
+
     compiled, counts = {}, []
     deterministic = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
@@ -246,6 +252,7 @@ def variants(prompts: list[PromptLayout], target: str) -> list[dict[str, int]]:
             launched = stack.enter_context(compiling_for(target))
             for module in (score, select, compact):
                 stack.enter_context(mock.patch.object(module, "resolve", return_value="triton"))
+            stack.enter_context(mock.patch.object(adatp.prefill, "select", select_all))
             for prompt in prompts:
                 prefill(prompt, "cpu")
                 for kernel in launched:

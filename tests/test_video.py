@@ -133,7 +133,7 @@ def spy(monkeypatch):
             counts["converted"] += 1
             return upright(frame)
 
-        monkeypatch.setattr(video.av, "open", lambda *a, **k: Spy(opened(*a, **k), counts, elsewhere))
+        monkeypatch.setattr(av, "open", lambda *a, **k: Spy(opened(*a, **k), counts, elsewhere))
         monkeypatch.setattr(video, "_upright", convert)
         return counts
 
