@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adatp_kernels.launch import Remembered, cdiv, next_power_of_2, operator
 from adatp_kernels.select import PADDING
 
 # Elements that a program moves at a time, 16 KiB of bf16 in flight: 512 of a row, of more tokens fewer.
@@ -52,6 +53,7 @@ def _move(
             tl.store(target + token.to(tl.int64)[:, None] * SIZE + column, value, mask=empty)
 
 
+@Remembered
 @triton.jit(do_not_specialize=["length", "width"])
 def compact_kernel(
     keep, sources, targets, length, width,
@@ -84,7 +86,7 @@ def compact_kernel(
         )  # fmt: skip
 
 
-@torch.library.custom_op("adatp::compact", mutates_args=())
+@operator("adatp::compact")
 def compact_triton(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
     """`adatp_kernels.compact.compact`."""
     batch, length = keep.shape
@@ -98,12 +100,12 @@ def compact_triton(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor
             source = (tensor[:1] if same else tensor).contiguous()
             fill = 0 if tensor.is_floating_point() else PADDING
             size = tensor.shape[2:].numel()
-            moved.append((source, result, size, same, fill, min(TILE // block, triton.next_power_of_2(size))))
+            moved.append((source, result, size, same, fill, min(TILE // block, next_power_of_2(size))))
     if not moved:
         return results
     sources, targets, sizes, shared, filled, rows = zip(*moved, strict=True)
     with torch.cuda.device_of(keep):  # Triton launches on the current device
-        compact_kernel[(triton.cdiv(length, block), batch)](
+        compact_kernel[(cdiv(length, block), batch)](
             keep.contiguous().view(torch.uint8), sources, targets, length, width,
             SIZES=sizes, SHARED=shared, FILLS=filled, ROWS=rows, PADDED=min(counts) < width,
             BLOCK=block, COUNT=COUNT_BLOCK, **LAUNCH,

@@ -33,8 +33,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from adatp_kernels.device import processors
-from adatp_kernels.dispatch import interpreted
+from adatp_kernels.launch import INTERPRETED, Remembered, cdiv, next_power_of_2, operator, processors
 
 MAX_DIM = 256
 LOG2E = math.log2(math.e)
@@ -71,7 +70,7 @@ def tiles(rows: int, dim: int, element_size: int) -> tuple[Tile, Tile]:
     smallest height that a tensor core knows; there are just these three heights, so that prompts of other lengths
     compile nothing new. In fp32 the tensor cores would round to tf32: plain multiply-adds, in small tiles.
     """
-    d = max(16, triton.next_power_of_2(dim))
+    d = max(16, next_power_of_2(dim))
     if element_size == 4:
         tile = Tile(16, 32 if d <= 128 else 16, d)
         return tile, tile
@@ -85,15 +84,15 @@ def tiles(rows: int, dim: int, element_size: int) -> tuple[Tile, Tile]:
 
 def key_splits(row_tiles: int, length: int, tile: Tile, device: torch.device) -> tuple[int, int]:
     """(splits, keys of each): as many as run side by side, and no more than can be joined at once."""
-    splits = min(_places(tile, device) // row_tiles, JOINED // tile.m, triton.cdiv(length, MIN_KEYS_PER_SPLIT))
-    keys = triton.cdiv(triton.cdiv(length, max(1, splits)), tile.n) * tile.n
-    return triton.cdiv(length, keys), keys
+    splits = min(_places(tile, device) // row_tiles, JOINED // tile.m, cdiv(length, MIN_KEYS_PER_SPLIT))
+    keys = cdiv(cdiv(length, max(1, splits)), tile.n) * tile.n
+    return cdiv(length, keys), keys
 
 
 def row_parts(column_tiles: int, row_tiles: int, tile: Tile, device: torch.device) -> tuple[int, int]:
     """(parts, tiles of rows of each): as many as run side by side, for so many blocks of columns."""
-    each = triton.cdiv(row_tiles, max(1, _places(tile, device) // column_tiles))
-    return triton.cdiv(row_tiles, each), each
+    each = cdiv(row_tiles, max(1, _places(tile, device) // column_tiles))
+    return cdiv(row_tiles, each), each
 
 
 def _places(tile: Tile, device: torch.device) -> int:
@@ -145,6 +144,7 @@ def _log_sum_exp(m, total, in_use):
     return tl.where(seen, m + tl.log2(tl.where(seen, total, 1.0)), float("inf"))
 
 
+@Remembered
 @triton.jit(
     do_not_specialize=["count", "length", "row_tiles", "splits", "split_keys"],
     do_not_specialize_on_alignment=["row_index", "first_key"],
@@ -237,6 +237,7 @@ def _add_rows(
     return total
 
 
+@Remembered
 @triton.jit(
     do_not_specialize=["count", "first_column", "columns", "row_tiles", "head_rows", "tiles_each"],
     do_not_specialize_on_alignment=["row_index", "first_key", "arrivals"],
@@ -307,7 +308,7 @@ def column_kernel(
             tl.store(at_out, total * mean, mask=inside)
 
 
-@torch.library.custom_op("adatp::score", mutates_args=())
+@operator("adatp::score")
 def score_triton(
     query: Tensor,
     key: Tensor,
@@ -324,16 +325,16 @@ def score_triton(
     _refuse(query)
     if batch * count * columns == 0:
         return query.new_zeros(batch, columns, dtype=torch.float32)
-    if interpreted() and query.dtype == torch.bfloat16:  # the interpreter multiplies bf16 wrongly
+    if INTERPRETED and query.dtype == torch.bfloat16:  # the interpreter multiplies bf16 wrongly
         query, key = query.float(), key.float()
     query, key = _unit_stride(query), _unit_stride(key)
     rows = rows.contiguous()
     repeats = heads // groups
     first, second = tiles(repeats * count, dim, query.element_size())
-    row_tiles = triton.cdiv(repeats * count, first.m)
+    row_tiles = cdiv(repeats * count, first.m)
     all_tiles = batch * groups * row_tiles
     splits, split_keys = key_splits(all_tiles, length, first, query.device)
-    blocks, block_tiles = batch * triton.cdiv(columns, second.n), triton.cdiv(repeats * count, second.m)
+    blocks, block_tiles = batch * cdiv(columns, second.n), cdiv(repeats * count, second.m)
     parts, tiles_each = row_parts(blocks, groups * block_tiles, second, query.device)
 
     def buffer(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

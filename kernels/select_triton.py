@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adatp_kernels.launch import Remembered, cdiv, operator
+
 FIXED: tl.constexpr = tl.constexpr(-1)  # as `select` has it
 PADDING: tl.constexpr = tl.constexpr(-2)
 LAST: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # beyond every column, whose order `^ LAST` turns round
@@ -209,6 +211,7 @@ def _bracket(score, position, first, stop, wanted, positions, SAMPLE: tl.constex
     return tl.where(low > 0, low - 1, low), high
 
 
+@Remembered
 @triton.jit(
     do_not_specialize=["length", "start", "columns", "positions", "stretches", "segments", "pieces"],
     do_not_specialize_on_alignment=["begin", "segment", "quota"],
@@ -296,6 +299,7 @@ def _count(keys, notes, first, stop, end, whole, a, b, CHUNK: tl.constexpr):
     return tl.sum(above_a), tl.sum(above_b)
 
 
+@Remembered
 @triton.jit(
     do_not_specialize=["length", "start", "columns", "positions", "stretches", "segments"],
     do_not_specialize_on_alignment=["begin", "segment", "quota"],
@@ -367,7 +371,7 @@ def long_segment_kernel(
     tl.atomic_add(kept + sample * segments + own, tl.cast(count, tl.int64), sem="relaxed")
 
 
-@torch.library.custom_op("adatp::select", mutates_args=())
+@operator("adatp::select")
 def select_triton(
     score: Tensor,
     position: Tensor,
@@ -382,7 +386,7 @@ def select_triton(
     batch, length = position.shape
     segments, stretches, columns = quota.shape[1], begin.shape[1], score.shape[1]
     long = columns > LARGE
-    pieces = 2 * triton.cdiv(columns, CHUNK) if long else 0
+    pieces = 2 * cdiv(columns, CHUNK) if long else 0
     device = position.device
     keep = torch.empty(batch, length, dtype=torch.bool, device=device)
     kept = torch.empty(batch, segments, dtype=torch.int64, device=device)
@@ -393,7 +397,7 @@ def select_triton(
     begin, quota, mask = begin.contiguous(), quota.contiguous(), keep.view(torch.uint8)
     segment = None if segment is None else segment.contiguous()
     with torch.cuda.device_of(position):  # Triton launches on the current device
-        select_kernel[(segments + pieces + triton.cdiv(length - columns, SMALL), batch)](
+        select_kernel[(segments + pieces + cdiv(length - columns, SMALL), batch)](
             score.contiguous(), position.contiguous(), begin, segment, quota, mask, kept, best, keys, notes,
             length, start, columns, positions, stretches, segments, pieces,
             DEDUPLICATE=deduplicate, LONG=long, SMALL=SMALL, LARGE=LARGE, CHUNK=CHUNK, SAMPLE=SAMPLE, **LAUNCH,

@@ -28,6 +28,7 @@ from adatp.layout import PromptLayout
 from adatp_kernels import compact, score, select
 from adatp_kernels.compact_triton import MAX_PROGRAMS, compact_triton, token_block
 from adatp_kernels.dispatch import interpreted
+from adatp_kernels.launch import Remembered
 from adatp_kernels.score_triton import score_triton
 from adatp_kernels.select_triton import LARGE, select_triton
 
@@ -219,7 +220,8 @@ def compiling_for(target: str) -> Iterator[list]:
 
     triton.runtime.driver.set_active(Driver(target))
     rocm = mock.patch.object(torch.version, "hip", "any" if TARGETS[target].backend == "hip" else None)
-    with mock.patch.object(JITFunction, "run", warm_up), rocm, warnings.catch_warnings():
+    anew = mock.patch.object(Remembered, "__getitem__", lambda self, grid: self.kernel[grid])
+    with mock.patch.object(JITFunction, "run", warm_up), anew, rocm, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
         try:
             yield compiled
