@@ -121,18 +121,19 @@ def _take_in(
     MASKED: tl.constexpr, STRIDE: tl.constexpr, DIM: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """(max, sum) of every row with the keys `[begin, end)` taken in, which all rows see unless `MASKED`."""
+    """(max, sum) of every row with the keys `[begin, end)` taken in, which all rows see unless `MASKED`; to base 2."""
     n = tl.arange(0, BLOCK_N)
     for first in range(begin, end, BLOCK_N):
         k = _tile(key + tl.cast(first, tl.int64) * STRIDE, first + n < end, MASKED, STRIDE, DIM, BLOCK_N, BLOCK_D)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # [BLOCK_M, BLOCK_N]
         if MASKED:
             s = tl.where(first + n[None, :] <= bound[:, None], s, float("-inf"))
-        new = tl.maximum(m, tl.max(s, 1))
-        shift = new * scale
+        # scaled before it is kept: a multiply-add of the kept one would not be 0 where the maximum stays the same
+        new = tl.maximum(m, tl.max(s, 1) * scale)
+        shift = new
         if MASKED:
-            shift = tl.where(new == float("-inf"), 0.0, shift)  # a row that has seen no key yet
-        total = total * tl.exp2(m * scale - shift) + tl.sum(tl.exp2(s * scale - shift[:, None]), 1)
+            shift = tl.where(new == float("-inf"), 0.0, new)  # a row that has seen no key yet
+        total = total * tl.exp2(m - shift) + tl.sum(tl.exp2(s * scale - shift[:, None]), 1)
         m = new
     return m, total
 
@@ -195,7 +196,6 @@ def normaliser_kernel(
     total = tl.zeros([BLOCK_M], tl.float32)
     m, total = _take_in(m, total, q, key, bound, start, whole, scale, False, STRIDE, DIM, PRECISION, BLOCK_N, BLOCK_D)
     m, total = _take_in(m, total, q, key, bound, whole, stop, scale, True, STRIDE, DIM, PRECISION, BLOCK_N, BLOCK_D)
-    m *= scale
 
     if splits == 1:
         tl.store(lse2 + at_row, _log_sum_exp(m, total, in_use))
