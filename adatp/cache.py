@@ -291,10 +291,10 @@ def fill_layer(
     if not pruned:
         cache.update(keys, values, index)
         return
-    padding = width - torch.tensor(counts)
     kept = None
-    if static or bool(padding.any()):
-        kept = torch.arange(width, device=keys.device) >= send(padding, keys.device)[:, None]
+    if static or min(counts) < width:
+        padding = send(width - torch.tensor(counts), keys.device)
+        kept = torch.arange(width, device=keys.device) >= padding[:, None]
     if static:
         assert kept is not None
         held = PrunedStaticLayer.of(layer, keys.shape[0], keys.device)

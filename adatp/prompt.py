@@ -35,6 +35,7 @@ class PrunedPrompt:
     _mask: Tensor | None = None
     _scorer: int | None = None  # the layer whose queries are wanted ...
     _query: Tensor | None = None  # ... what they are ...
+    _tables: tuple[Tensor, Tensor] | None = None  # ... by which rotary tables ...
     _cache: Any = None  # ... and where its keys will be
 
     def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
@@ -83,7 +84,10 @@ class PrunedPrompt:
             return
         assert self._tokens is not None
         tokens, layer = self._tokens, self.family.decoder.layers[index]
-        self._query = self.family.queries(layer, projected, tokens.places.rows[0], tokens.cos, tokens.sin)
+        rows = tokens.places.rows[0]
+        if self._tables is None or self.prefill.method.renumbers:  # else the text keeps its positions
+            self._tables = tokens.cos.index_select(1, rows), tokens.sin.index_select(1, rows)
+        self._query = self.family.queries(layer, projected, rows, *self._tables)
 
     @torch.no_grad()
     def ask(self, index: int, project: Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], Tensor]) -> None:

@@ -136,11 +136,10 @@ class Family(ABC):
             layer: one of `decoder.layers`.
             projected: `[1, W, H * d]` what its query projection has put out for all.
             rows: `[T]` int64, the tokens whose queries are wanted.
-            cos, sin: `[1, W, d]` rotary tables; these and `rows` may be on other devices.
+            cos, sin: `[1, T, d]` rotary tables of these tokens; these and `rows` may be on other devices.
         """
-        parts = (projected, cos, sin)
-        chosen = [part.index_select(1, rows.to(part.device)).to(projected.device) for part in parts]
-        return self.rotate(layer, *chosen)
+        device = projected.device
+        return self.rotate(layer, projected.index_select(1, rows.to(device)), cos.to(device), sin.to(device))
 
     @property
     def has_sliding_windows(self) -> bool:

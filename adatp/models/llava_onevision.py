@@ -171,8 +171,7 @@ class LlavaOnevision(Family):
 
     def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         heads = projected.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
-        rotated: Tensor = heads * cos[:, None] + rotate_half(heads) * sin[:, None]
-        return rotated
+        return torch.addcmul(heads * cos[:, None], rotate_half(heads), sin[:, None])
 
     def scale(self, layer: Any) -> float:
         return float(layer.self_attn.scaling)

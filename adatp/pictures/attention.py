@@ -122,7 +122,8 @@ class _Watch:
     def _after_projection(self, layer: nn.Module) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], projected: Tensor) -> None:
             assert self._tables is not None
-            self._query = self._family.queries(layer, projected, self._rows, *self._tables)
+            cos, sin = (table.index_select(1, self._rows.to(table.device)) for table in self._tables)
+            self._query = self._family.queries(layer, projected, self._rows, cos, sin)
 
         return hook
 
