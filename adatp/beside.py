@@ -24,8 +24,7 @@ class Beside:
             yield
             return
         self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        for tensor in given:
-            tensor.record_stream(self._stream)  # so that its memory is not used again too early
+        self._hold(given, self._stream)
         with torch.cuda.stream(self._stream):
             yield
 
@@ -35,6 +34,11 @@ class Beside:
             return
         current = torch.cuda.current_stream(self._stream.device)
         current.wait_stream(self._stream)
-        for tensor in made:
+        self._hold(made, current)
+
+    @staticmethod
+    def _hold(tensors: tuple[Tensor, ...], stream: torch.cuda.Stream) -> None:
+        """Keep the tensors' memory from other uses until the stream has read them; those on a CPU need nothing."""
+        for tensor in tensors:
             if tensor.is_cuda:
-                tensor.record_stream(current)
+                tensor.record_stream(stream)

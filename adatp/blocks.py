@@ -9,7 +9,9 @@ from torch import Tensor
 TOKENS = 4096  # of a block at most: enough to fill a GPU
 
 
-def in_blocks(function: Callable[[Tensor], Tensor], tensor: Tensor, dim: int, tokens: int = 1) -> Tensor:
+def in_blocks(
+    function: Callable[[Tensor], Tensor], tensor: Tensor, dim: int, tokens: int = 1, most: int | None = None
+) -> Tensor:
     """`function(tensor)`, where it acts on every entry along `dim` alone, in blocks of nearly the same size.
 
     Args:
@@ -17,8 +19,9 @@ def in_blocks(function: Callable[[Tensor], Tensor], tensor: Tensor, dim: int, to
         tensor: of any shape.
         dim: along which it is split.
         tokens: that an entry along `dim` holds.
+        most: tokens of a block at most; None for `TOKENS`.
     """
-    count = ceil(tensor.shape[dim] / max(1, TOKENS // tokens))
+    count = ceil(tensor.shape[dim] / max(1, (most or TOKENS) // tokens))
     if count <= 1:
         return function(tensor)
     return torch.cat([function(block) for block in tensor.tensor_split(count, dim)], dim)

@@ -22,7 +22,7 @@ from adatp.models.family import Family
 from adatp.padding import stack_left
 from adatp.prefill import Prefill
 from adatp.prompt import PrunedPrompt
-from adatp.relevance import NoRelevanceWarning, Relevance, similarity
+from adatp.relevance import NoRelevanceWarning, Questions, Relevance, similarity
 from adatp.report import PruningReport, Sample, compressed_sample, cut_sample, whole_sample
 from adatp.sparse import SparseVisual
 from adatp.transfer import send
@@ -42,7 +42,7 @@ class PrunedForward:
         batch: the prompts; one without a video is left alone.
         features: what `get_video_features` returned, or None if the forward will call it itself and set it here.
         questions: one a prompt, None where there is none; or None if there is nothing to compare them with.
-        text: `[B, D]` the questions' text features; None where there is none.
+        asked_before: the questions' text features; None where nothing is compared.
         relevance: the aligned SigLIP, or None.
         impl: implementation of the three operations.
         average: see `adatp.prefill.Prefill`.
@@ -62,7 +62,7 @@ class PrunedForward:
         batch: Batch,
         features: Any,
         questions: Sequence[str | None] | None,
-        text: Tensor | None,
+        asked_before: Questions | None,
         relevance: Relevance | None,
         impl: Impl,
         average: Callable[[Tensor], Tensor] | None,
@@ -74,7 +74,7 @@ class PrunedForward:
         self._flops = flops
         self._batch = batch
         self._questions = questions
-        self._text = text
+        self._asked_before = asked_before
         self._relevance = relevance
         self._impl = impl
         self._average = average
@@ -190,7 +190,10 @@ class PrunedForward:
                 "assisted model only"
             )
         frames = self._frames(beside)
-        questions = self._comparable()
+        questions, text = self._comparable(), None
+        if questions is not None:
+            assert self._asked_before is not None
+            text = self._asked_before.features([question or "" for question in questions])
         saliency, keys = self._tower()
         encoded = frames if saliency is None else saliency
         places = [0] * len(self._methods) if encoded is None else self._places(len(encoded))
@@ -210,10 +213,10 @@ class PrunedForward:
             assert isinstance(method, BetweenLayers)
             # what deduplication will leave, the settings alone do not say
             flops = self._flops if method.deduplicates else None
-            with beside.queued():
+            with beside.queued(*(() if text is None else (text,))):
                 features, similar = None if frames is None else frames[own], None
-                if features is not None and self._text is not None and questions is not None and questions[b]:
-                    similar = similarity(features[None], self._text[b : b + 1].to(features.device))[0]
+                if features is not None and text is not None and questions is not None and questions[b]:
+                    similar = similarity(features[None], text[b : b + 1].to(features.device))[0]
                 thinning = Prefill(
                     method, self._layers, layout, features, similar, self._impl, self._average, flops, self._batch.draft
                 )

@@ -41,6 +41,7 @@ class _Thread(threading.local):
 
     forward: PrunedForward | None = None
     prompt_length: int | None = None  # of the generate() the thread is in
+    questions: list[str | None] | None = None  # whose features are wanted once the vision tower is queued
     report: PruningReport | None = None
 
 
@@ -197,13 +198,14 @@ class Pruned:
         given = self._generate_signature.bind_partial(*args, **kwargs).arguments
         prepared = prepare(self._model, self._family, self.method, {**given, **kwargs})
         if prepared.batch is not None:
-            # from transformers 5.18 on the vision tower runs before the forward: its launches hide those of the text
-            self._ask(prepared.batch, readable=given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None)
+            # from transformers 5.18 on the vision tower runs before the forward
+            readable = given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None
+            self._thread.questions = self._questions(prepared.batch, readable=readable)
         outer, self._thread.prompt_length = self._thread.prompt_length, prepared.length
         try:
             return generate(*args, **{**kwargs, **prepared.changed})
         finally:
-            self._thread.prompt_length = outer
+            self._thread.prompt_length, self._thread.questions = outer, None
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: refuse what it would only fail on after the prefill."""
@@ -240,7 +242,7 @@ class Pruned:
         length = self._thread.prompt_length
         mask = given.get("attention_mask")
         batch = Batch.read(self._family, ids, mask, prompt_length=length, prepared=length is not None)
-        questions, text = self._ask(batch, readable=input_ids is not None)
+        self._thread.questions = questions = self._questions(batch, readable=input_ids is not None)
         self._thread.forward = PrunedForward(
             self._family,
             self.method,
@@ -248,7 +250,7 @@ class Pruned:
             batch,
             features,
             questions,
-            text,
+            self._asked_before,
             self.relevance,
             self._impl,
             self._average,
@@ -263,17 +265,13 @@ class Pruned:
                 "torch.no_grad() or torch.inference_mode(), as generate() does, or train without pruning"
             )
 
-    def _ask(self, batch: Batch, *, readable: bool) -> tuple[list[str | None] | None, Tensor | None]:
-        """The question of each prompt and `[B, D]` their text features; None where there is nothing to compare."""
-        if not self.method.wants_question or self._asked_before is None:
-            return None, None
-        questions = self._questions(batch, readable=readable)
-        if not any(questions):
-            return questions, None
-        return questions, self._asked_before.features([question or "" for question in questions])
+    def _questions(self, batch: Batch, *, readable: bool) -> list[str | None] | None:
+        """One a prompt: what the user has given, else what the prompt's ids say, where they are `readable`.
 
-    def _questions(self, batch: Batch, *, readable: bool) -> list[str | None]:
-        """One a prompt: what the user has given, else what the prompt's ids say, where they are `readable`."""
+        None where there is nothing to compare with them.
+        """
+        if not self.method.wants_question or self._asked_before is None:
+            return None
         if self.question is None:
             return [
                 self._family.question(ids, layout, self._tokenizer) if readable and layout is not None else None
@@ -296,6 +294,11 @@ class Pruned:
 
     @torch.compiler.disable
     def _hand_over(self, features: Any) -> None:
+        questions, self._thread.questions = self._thread.questions, None
+        if questions is not None and any(questions):
+            assert self._asked_before is not None
+            # remembered; while the host queues the text tower, the device has the vision tower to run
+            self._asked_before.features([question or "" for question in questions])
         if self._thread.forward is not None:
             self._thread.forward.features = features
 

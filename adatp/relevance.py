@@ -11,6 +11,10 @@ from torch.nn.functional import cosine_similarity
 from adatp.blocks import in_blocks
 from adatp.transfer import send
 
+# Patches that a GPU takes at once: in blocks as small as a CPU's, whose caches they fit, launching takes it longer than
+# the work does. The vision tower has taken all frames at once.
+PATCHES_ON_GPU = 16384
+
 
 class NoRelevanceWarning(UserWarning):
     """Global debiasing is on, but nothing says which segments match the question."""
@@ -113,7 +117,8 @@ class Relevance(nn.Module):
         Returns:
             `[n, D]`.
         """
-        return in_blocks(self._frames, states.to(self.head.probe.dtype), 0, tokens=states.shape[1])
+        most = PATCHES_ON_GPU if states.is_cuda else None
+        return in_blocks(self._frames, states.to(self.head.probe.dtype), 0, tokens=states.shape[1], most=most)
 
     def _frames(self, states: Tensor) -> Tensor:
         for layer in self.layers:

@@ -157,9 +157,14 @@ class TestQuestions:
         assert questions.features(["a", "b", "c", "d"]).shape == (4, 32), "more at once than are remembered"
 
     @pytest.mark.parametrize("generates", [False, True], ids=["forward", "generate"])
-    def test_the_question_is_encoded_before_the_frames_and_remembered(self, sdpa, generates):
+    def test_the_question_is_encoded_behind_the_frames_and_remembered(self, sdpa, generates):
+        """Where the host queues it while a GPU runs the vision tower."""
         inputs, order, handles = make_inputs(sdpa, ["What is in the picture?"]), [], []
-        for name, module in (("text", sdpa.relevance.text_model), ("frames", sdpa.model.model.vision_tower)):
+        for name, module in (
+            ("text", sdpa.relevance.text_model),
+            ("tower", sdpa.model.model.vision_tower),
+            ("decoder", sdpa.model.model.language_model.layers[0]),
+        ):
             handles.append(module.register_forward_pre_hook(lambda *_, name=name: order.append(name)))
         try:
             with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
@@ -171,4 +176,5 @@ class TestQuestions:
         finally:
             for handle in handles:
                 handle.remove()
-        assert order == ["text", "frames", "frames"]
+        decoders = ["decoder"] * (2 if generates else 1)
+        assert order == ["tower", "text", *decoders, "tower", *decoders]
