@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,7 +29,7 @@ from bench.inputs import (
 from bench.record import Record
 
 ON_GPU = DEVICE.type == "cuda"
-# Each in a process beside the others: what takes time is the host's, which compiles.
+# Each in processes beside the others': what takes time is the host's, which compiles.
 ALONE = (
     ("tests/test_cuda.py",),
     ("tests/test_score.py",),
@@ -40,11 +41,13 @@ GROUPS = tuple((*files, "-m", "cuda") for files in (*ALONE, REST)) if ON_GPU els
     ("tests/test_operators.py", "-k", "registration and compact"),
 )  # fmt: skip
 INTERPRETER = {} if ON_GPU else {"TRITON_INTERPRET": "1"}
+PARALLEL = ["-n", "3"] if ON_GPU and find_spec("xdist") else []
 PYTEST_LIMIT, SANITIZER_LIMIT = 95, 45
 NO_TEST = 5  # pytest's exit code where it has collected none
 FAULT = 99  # the exit code that the sanitizer is told
 REPEATS = 100 if ON_GPU else 3
-OUTCOME = re.compile(r"^tests/\S+::.* (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
+# as pytest prints it, and as pytest-xdist does
+OUTCOME = re.compile(r"^(?:tests/\S+::.* |\[gw\d+\] \[ *\d+%\] )(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
 
 
 @torch.inference_mode()
@@ -61,7 +64,7 @@ def pytest_faults(record: Record) -> list[str]:
     def run(number: int) -> dict[str, Any]:
         log = record.folder / f"tests-{number}.log"
         command = [sys.executable, "-m", "pytest", "-v", "-rf", "--tb=short", "--color=no", "--benchmark-disable"]
-        code = finished([*command, *GROUPS[number]], PYTEST_LIMIT, log, INTERPRETER)
+        code = finished([*command, *PARALLEL, *GROUPS[number]], PYTEST_LIMIT, log, INTERPRETER)
         printed = log.read_text(encoding="utf-8", errors="replace")
         return {
             "tests": " ".join(GROUPS[number]),

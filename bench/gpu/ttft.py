@@ -16,11 +16,11 @@ from adatp.study.comparison import quartiles
 from adatp.study.measure import applied
 from bench.e2e.models import make, prompt
 from bench.gpu.prefill import BUILDS, FRAMES
+from bench.gpu.runner import OTHER
 from bench.inputs import DEVICE, DTYPE
 from bench.record import Record
 
 ROUNDS = 5 if DEVICE.type == "cuda" else 1
-OTHER = "Who stands at the window? "  # a question
 
 
 @torch.no_grad()
@@ -42,9 +42,9 @@ def measure(record: Record) -> None:
         )
         found: dict[str, dict[str, Any]] = {name: {"seconds": []} for name, *_ in entered}
         for turn in range(1 + ROUNDS):
-            for name, own, pruning, before in entered:
+            for name, own, pruning, earlier in entered:
                 with applied(own, pruning) as pruned:
-                    _generate(own, before)  # what a first call of an applied method may pay for
+                    _generate(own, earlier)  # what a first call of an applied method may pay for
                     if turn == 0:  # warms up, and shows where the time goes
                         found[name]["stages"] = _stages(own, inputs)
                         found[name]["kept"] = None if pruned is None else pruned.report.samples[0].kept
