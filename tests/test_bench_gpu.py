@@ -14,7 +14,7 @@ import bench.gpu.__main__ as command
 from bench.gpu import run, trace
 from bench.gpu.cuts import measure_cuts
 from bench.gpu.plan import STEPS, Step
-from bench.gpu.tests import OUTCOME
+from bench.gpu.tests import FAILED, OUTCOME
 from bench.inputs import Case
 from bench.record import Record, write_json
 
@@ -190,3 +190,4 @@ def test_outcomes_are_read_from_what_pytest_prints():
         "FAILED tests/test_cuda.py::test_b[one video, 0.5] - AssertionError\n"
     )
     assert OUTCOME.findall(printed) == ["PASSED", "FAILED", "SKIPPED"]
+    assert FAILED.findall(printed) == ["FAILED tests/test_cuda.py::test_b[one video, 0.5] - AssertionError"]

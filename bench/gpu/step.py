@@ -14,9 +14,9 @@ def main() -> int:
     record = Record(Path(file), name)
     try:
         importlib.import_module(f"bench.gpu.{name}").measure(record)
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        record.put(status="failed", error=traceback.format_exc())
+        record.put(status="failed", error=f"{type(error).__name__}: {error}")
         return 1
     record.put(status="done")
     return 0

@@ -4,23 +4,30 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
+from adatp.study.comparison import quartiles
 from adatp.study.tabulate import Rows
 from bench.summary import duration
 
 Found = dict[str, Any]
+OPERATION = ["", "segments", "warm", "x roof", "cold L2", "host"]
+CUT = ["", "segments", "device", "host", "kernels"]
+WALL = ["median", "quartiles", "of unpruned", "its quartiles"]
+PREFILL = ["", "FLOPs", *WALL, "own cost", "cuts, host"]
+FIRST_TOKEN = ["", *WALL]
+SIZE = ["", "frames", "batch", "unpruned", "AdaTP p=1", "of unpruned"]
 
 
 def tables(found: Sequence[Found]) -> list[tuple[str, Rows]]:
     """How every step ended, and its figures; of those that ended early, what they have found by then."""
     made = [("Steps", [["", "status", "seconds", ""], *map(_ended, found)])]
     by_step = {own["step"]: own for own in found}
-    for step, title, head, line in (
-        ("kernels", "Operations, device time", ["", "segments", "warm", "x roof", "cold L2", "host"], _operation),
-        ("prefill", "Prefill, wall clock", ["", "median", "of unpruned", "own cost", "cuts, host"], _prefill),
-        ("ttft", "To the first token", ["", "median", "of unpruned"], _first_token),
-        ("scale", "Other sizes", ["", "frames", "batch", "unpruned", "AdaTP p=1", "of unpruned"], _size),
+    for step, key, title, head, line in (
+        ("kernels", "operations", "Operations, device time", OPERATION, _operation),
+        ("kernels", "cuts", "Whole cuts", CUT, _cut),
+        ("prefill", "rows", "Prefill, wall clock", PREFILL, _prefill),
+        ("ttft", "rows", "To the first token, wall clock", FIRST_TOKEN, _first_token),
+        ("scale", "rows", "Prefill at other sizes, wall clock", SIZE, _size),
     ):
-        key = "operations" if step == "kernels" else "rows"
         rows = [line(row) for row in by_step.get(step, {}).get(key, [])]
         if rows:
             made.append((title, [head, *rows]))
@@ -38,20 +45,25 @@ def _operation(row: Found) -> list[str]:
     return [name, str(row["segments"]), times[0], f"{row['times_roof']:.2f}", *times[1:]]
 
 
+def _cut(row: Found) -> list[str]:
+    name = f"{row['cut']}, {row['model']}, {row['frames']} frames"
+    times = [duration(median(row[key])) for key in ("seconds", "host")]
+    return [name, str(row["segments"]), *times, str(row["trace"]["kernels"])]
+
+
 def _prefill(row: Found) -> list[str]:
     name = f"{row['model']}{', compiled' if row['compiled'] else ''}: {row['name']}"
     if "seconds" not in row:
-        return [name, "cannot" if row["refused"] else "not timed", "", "", ""]
+        return [name, "cannot" if row["refused"] else "not timed", *[""] * (len(PREFILL) - 2)]
+    flops = f"{row['ratio_causal']:.1%}" if "ratio_causal" in row else "100.0%"
     cost = f"{row['own_share']:.1%}" if "own_share" in row else ""
     host = duration(row["cuts"]["host"]) if row.get("cuts", {}).get("host") else ""
-    return [name, duration(median(row["seconds"])), _ratio(row), cost, host]
+    return [name, flops, *_wall(row), cost, host]
 
 
 def _first_token(row: Found) -> list[str]:
-    return [
-        f"{row['model']}: {row['name']}",
-        *([duration(median(row["seconds"])), _ratio(row)] if row["seconds"] else ["", ""]),
-    ]
+    name = f"{row['model']}: {row['name']}"
+    return [name, *(_wall(row) if row["seconds"] else [""] * (len(FIRST_TOKEN) - 1))]
 
 
 def _size(row: Found) -> list[str]:
@@ -62,5 +74,13 @@ def _size(row: Found) -> list[str]:
     return [*names, duration(whole), duration(pruned), f"{pruned / whole:.3f}"]
 
 
-def _ratio(row: Found) -> str:
-    return f"{row['to_unpruned'][1]:.3f}" if "to_unpruned" in row else ""
+def _wall(row: Found) -> list[str]:
+    """Median and quartiles of the seconds, and of what they are of the unpruned ones of the same round."""
+    low, middle, high = quartiles(row["seconds"])
+    ratio = row["to_unpruned"]
+    return [
+        duration(middle),
+        f"{duration(low)} - {duration(high)}",
+        f"{ratio[1]:.3f}",
+        f"{ratio[0]:.3f} - {ratio[2]:.3f}",
+    ]

@@ -48,6 +48,8 @@ FAULT = 99  # the exit code that the sanitizer is told
 REPEATS = 100 if ON_GPU else 3
 # as pytest prints it, and as pytest-xdist does
 OUTCOME = re.compile(r"^(?:tests/\S+::.* |\[gw\d+\] \[ *\d+%\] )(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
+# as its summary names in the end what has failed
+FAILED = re.compile(r"^(?:FAILED|ERROR) .*", re.MULTILINE)
 
 
 @torch.inference_mode()
@@ -70,7 +72,7 @@ def pytest_faults(record: Record) -> list[str]:
             "tests": " ".join(GROUPS[number]),
             "exit": code,
             **Counter(outcome.lower() for outcome in OUTCOME.findall(printed)),
-            "end": "" if code in (0, NO_TEST) else tail(log, 60),
+            "end": "" if code in (0, NO_TEST) else "\n".join(FAILED.findall(printed)) or tail(log),
         }
 
     faults = []
