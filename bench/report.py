@@ -17,6 +17,8 @@ from adatp.study.accuracy_tables import accuracy, biases, by_kind, caption, mark
 from adatp.study.tabulate import markdown_tables
 from bench.e2e.picture import draw_speed
 from bench.e2e.tables import tables
+from bench.gpu.plan import STEPS
+from bench.gpu.summary import tables as gpu_tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -48,7 +50,24 @@ def speed() -> str:
     return "\n".join(parts)
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"study": study, "speed": speed}
+def gpu() -> str:
+    """What every GPU took, but for how its steps ended."""
+    parts = []
+    for folder in sorted(RESULTS.glob("gpu-*")):
+        found = _steps(folder)
+        shown = [own for own in gpu_tables(found) if own[0] != "Steps"]
+        head = f"`{folder.relative_to(ROOT)}/`. {_where_gpu(found[0])}"
+        parts.append(f"{head}\n\n{markdown_tables(shown)}\n")
+    return "\n".join(parts)
+
+
+def _steps(folder: Path) -> list[dict[str, Any]]:
+    """What the steps that were run have found, in the plan's order."""
+    files = [folder / f"{step.name}.json" for step in STEPS]
+    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"study": study, "speed": speed, "gpu": gpu}
 
 
 def written(readme: str) -> str:
@@ -82,6 +101,16 @@ def _where(found: dict[str, Any]) -> str:
         f"Measured on {machine['processor']}, {machine['cores']} cores, device {machine['device']}, "
         f"{machine['dtype']}, torch {machine['torch']}, transformers {machine['transformers']}, in "
         f"{found['seconds'] / 60:.0f} minutes."
+    )
+
+
+def _where_gpu(found: dict[str, Any]) -> str:
+    machine, commit = found["machine"], found["commit"]
+    changed = ", with changes" if commit["dirty"] else ""
+    return (
+        f"Measured on one {machine['gpu']} with {machine['cores']} cores of {machine['cpu']}, {machine['dtype']}, "
+        f"torch {machine['torch']}, Triton {machine['triton']}, transformers {machine['transformers']}, at commit "
+        f"{commit['id'][:7]}{changed}."
     )
 
 
