@@ -16,12 +16,8 @@ READY := $(VENV)/ready
 OLDEST_TRITON := 3.6.0
 OLD_TRITON := $(VENV)/triton-$(OLDEST_TRITON)
 
-# what runs through the kernels, on a machine without a GPU
-INTERPRETED := $(addprefix tests/test_,score.py select.py compact.py operators.py prefill.py)
-
 # what calls nothing of transformers: another version of it changes nothing here
-INDEPENDENT := $(addprefix tests/test_,agreement.py bias.py budget.py compact.py compile_matrix.py methods.py \
-	operators.py page.py page_browser.py score.py segments.py select.py video.py)
+INDEPENDENT := $(addprefix tests/,kernels methods tensors)
 
 # one process a core, on one thread each: the tensors are small
 PARALLEL := --numprocesses auto --benchmark-disable
@@ -41,10 +37,10 @@ test: $(READY) $(if $(TRANSFORMERS),,$(OLD_TRITON)/triton)
 	$(BIN)/python -m pytest $(PARALLEL) $(if $(TRANSFORMERS),$(addprefix --ignore=,$(INDEPENDENT)))
 ifeq ($(TRANSFORMERS),)
 	@echo "== test: the Triton kernels in Triton's interpreter"
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) $(INTERPRETED)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) -m interpreter
 	@echo "== test: the kernels compiled by Triton $(OLDEST_TRITON)"
 	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -c 'import triton; assert triton.__version__ == "$(OLDEST_TRITON)"'
-	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -m pytest $(PARALLEL) tests/test_compile_matrix.py
+	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -m pytest $(PARALLEL) tests/kernels/test_compile_matrix.py
 endif
 
 bench: $(READY)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adatp.methods import AdaTP, DyCoke, FastV, Pool, PyramidDrop, Random, Uniform, Unpruned, VisionZip
-    from adatp.patch import Pruned, apply
+    from adatp.pruning import Pruned, apply
     from adatp.relevance import NoRelevanceWarning, Relevance
     from adatp.report import PruningReport
 
@@ -15,7 +15,7 @@ _HOME = {
     "FastV": "adatp.methods",
     "NoRelevanceWarning": "adatp.relevance",
     "Pool": "adatp.methods",
-    "Pruned": "adatp.patch",
+    "Pruned": "adatp.pruning",
     "PruningReport": "adatp.report",
     "PyramidDrop": "adatp.methods",
     "Random": "adatp.methods",
@@ -23,7 +23,7 @@ _HOME = {
     "Uniform": "adatp.methods",
     "Unpruned": "adatp.methods",
     "VisionZip": "adatp.methods",
-    "apply": "adatp.patch",
+    "apply": "adatp.pruning",
 }
 __all__ = [
     "AdaTP",

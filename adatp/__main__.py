@@ -1,5 +1,5 @@
 import sys
 
-from adatp.cli import main
+from adatp.cli.main import main
 
 sys.exit(main())

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from adatp.blocks import in_blocks
-from adatp.transfer import send
+from adatp.tensors.blocks import in_blocks
+from adatp.tensors.transfer import send
 
 # Patches that a GPU takes at once: in blocks as small as a CPU's, whose caches they fit, launching takes it longer than
 # the work does. The vision tower has taken all frames at once.

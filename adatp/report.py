@@ -7,11 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatp.compression import Compression
 from adatp.flops import Flops, PrefillCounter
-from adatp.layout import VideoGrid, by_layer
+from adatp.layout import VideoGrid
 from adatp.methods.method import Method
-from adatp.prefill import Prefill
 
 
 @dataclass(frozen=True)
@@ -181,67 +179,3 @@ class PruningReport:
 def passed_through(reason: str) -> PruningReport:
     """The report of a prefill that was left alone."""
     return PruningReport(pruned=False, reason=reason)
-
-
-def whole_sample(layers: int, length: int) -> Sample:
-    """A prompt of `length` tokens without a video, which every layer sees whole."""
-    return Sample((), (0, 0), length, None, (0,) * layers, None, (), None, torch.zeros(0, dtype=torch.int64), {})
-
-
-def cut_sample(prefill: Prefill, length: int, question: str | None) -> Sample:
-    """A prompt of `length` tokens whose prefill is finished. Reads nothing from the device.
-
-    Args:
-        prefill: its cuts.
-        length: tokens of the prompt.
-        question: what the frames were compared with, None if they were not.
-    """
-    plan, layout = prefill.plan, prefill.layout
-    assert plan is not None, "a finished prefill has made its first cut"
-
-    def kept(whole: int, after: Tensor) -> tuple[int, ...]:
-        return tuple(by_layer(prefill.layers, whole, dict(zip(prefill.cuts, after.tolist(), strict=True))))
-
-    home, similar = plan.segment_of_frame.tolist(), plan.similarity.tolist()
-    segments = []
-    for s in sorted(set(home)):
-        members = [i for i, value in enumerate(home) if value == s]
-        segments.append(
-            Segment(
-                start=members[0],
-                stop=members[-1] + 1,
-                similarity=None if question is None else sum(similar[i] for i in members) / len(members),
-                significant=bool(plan.significant[s]),
-                kept=kept(len(members) * layout.tokens_per_frame, plan.kept[:, s]),
-            )
-        )
-    return Sample(
-        videos=layout.videos,
-        grid=layout.grid,
-        other_tokens=length - layout.visual_tokens,
-        question=question,
-        kept=kept(layout.visual_tokens, plan.kept.sum(1)),
-        similarity=None if question is None else tuple(similar),
-        segments=tuple(segments),
-        method=prefill.method,
-        _visual=layout.visual,
-        _origins={layer: origin[0] for layer, origin in prefill.origins.items()},
-    )
-
-
-def compressed_sample(compression: Compression, layers: int, length: int) -> Sample:
-    """A prompt of `length` tokens whose videos were thinned out before the decoder's `layers`."""
-    layout, kept = compression.layout, (compression.kept,) * layers
-    assert compression.origin is not None, "a finished prefill has been compressed"
-    return Sample(
-        videos=layout.videos,
-        grid=layout.grid,
-        other_tokens=length - layout.visual_tokens,
-        question=None,
-        kept=kept,
-        similarity=None,
-        segments=(Segment(0, layout.frames, None, False, kept),),
-        method=compression.method,
-        _visual=layout.visual,
-        _origins={0: compression.origin},
-    )

@@ -10,9 +10,9 @@ import torch
 from transformers import Qwen2Config, Qwen2Model
 
 import adatp
+from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp.flops import prefill_flops
-from adatp.shapes import MODEL_SHAPES
-from adatp.untrained import load_untrained
+from adatp.small.untrained import load_untrained
 from bench.harness import grid, too_much
 from bench.inputs import (
     BASE,

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from adatp.shapes import MODEL_SHAPES
+from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp_kernels.compact import compact
 from adatp_kernels.dispatch import Impl
 from adatp_kernels.score import score

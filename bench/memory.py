@@ -22,7 +22,7 @@ from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 import adatp
-from adatp.untrained import load_untrained
+from adatp.small.untrained import load_untrained
 from bench.harness import machine
 
 RATIOS = ("unpruned", "2.0", "1.5", "1.0")  # p

@@ -12,9 +12,9 @@ from typing import Any
 
 import matplotlib
 
-from adatp.pictures.accuracy import draw_accuracy
-from adatp.study.accuracy_tables import accuracy, biases, by_kind, caption, markdown
-from adatp.study.tabulate import markdown_tables
+from adatp.figures.accuracy import draw_accuracy
+from adatp.tables.accuracy import accuracy, biases, by_kind, caption, markdown
+from adatp.tables.tabulate import markdown_tables
 from bench.e2e.picture import draw_speed
 from bench.e2e.tables import tables
 from bench.gpu.plan import STEPS

@@ -1,14 +1,11 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from flash import use_flash
 from operators import Operators, runnable
-from small_llava_video import small_llava_video
+from videollm import ATTENTIONS, FAMILIES, make_small, make_videollm
 
-from adatp.small.tokenizer import train_tokenizer
-from adatp.untrained import load_untrained
+from adatp.small.training.tokenizer import train_tokenizer
 
 torch.set_num_threads(1)  # small tensors, and a test a core where several run side by side
 
@@ -34,44 +31,6 @@ def bikes(pyav) -> Path:
 def tokenizer():
     """Of the small model; learning it takes some seconds."""
     return train_tokenizer()
-
-
-def make_clip(frames: int, shots: int = 3, size: int = 84, seed: int = 0) -> np.ndarray:
-    """`[frames, size, size, 3]` uint8: shots of coloured blocks, each with a little noise."""
-    random = np.random.default_rng(seed)
-    scenes = random.integers(0, 256, (shots, 6, 6, 3)).repeat(size // 6, 1).repeat(size // 6, 2)
-    clip = [scenes[i * shots // frames] + random.integers(-9, 10, (size, size, 3)) for i in range(frames)]
-    return np.stack(clip).clip(0, 255).astype(np.uint8)
-
-
-def make_inputs(untrained, questions, frames: int = 10, seed: int = 0):
-    """Processor output for one clip a question, all of `frames` frames, left-padded."""
-    prompts = [
-        untrained.processor.apply_chat_template(
-            [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}],
-            add_generation_prompt=True,
-        )
-        for question in questions
-    ]
-    clips = [make_clip(frames, shots=2 + i, seed=seed + i) for i in range(len(questions))]
-    return untrained.processor(text=prompts, videos=clips, return_tensors="pt", padding=True)
-
-
-ATTENTIONS, FAMILIES = ("eager", "sdpa", "flash"), ("llava_onevision", "llava_video")
-
-
-def make_small(attention: str):
-    """The untrained model at 84 pixels: 9 tokens a frame; 16 decoder layers, cuts before layers 2 to 5."""
-    if attention != "flash":
-        return load_untrained(image_size=84, layers=16, attention=attention)
-    untrained = load_untrained(image_size=84, layers=16)
-    use_flash(untrained.model)
-    return untrained
-
-
-def make_videollm(family: str):
-    """A small model of a family, with sdpa: 9 and 12 tokens a frame."""
-    return small_llava_video() if family == "llava_video" else make_small("sdpa")
 
 
 @pytest.fixture(scope="session", params=ATTENTIONS)

@@ -6,9 +6,9 @@ import torch
 from outputs import Outputs
 from transformers import Qwen2Config
 
+from adatp.evaluation.paper.shapes import MODEL_SHAPES, ModelShape, shape_flops
 from adatp.flops import Flops, linear_ratio, prefill_flops
 from adatp.methods import AdaTP
-from adatp.shapes import MODEL_SHAPES, ModelShape, shape_flops
 
 SMALL = {
     "hidden_size": 48,

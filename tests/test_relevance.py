@@ -4,13 +4,13 @@ import copy
 
 import pytest
 import torch
-from conftest import make_inputs
 from transformers import SiglipConfig, SiglipModel, SiglipTextConfig, SiglipVisionConfig
+from videollm import make_inputs
 
 import adatp
-from adatp import blocks
 from adatp.relevance import Questions, Relevance
-from adatp.untrained import load_untrained
+from adatp.small.untrained import load_untrained
+from adatp.tensors import blocks
 
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}
 

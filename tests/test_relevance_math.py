@@ -6,8 +6,8 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from adatp.methods.segments import mean_per_segment
 from adatp.relevance import similarity
-from adatp.segments import mean_per_segment
 
 
 @settings(deadline=None, max_examples=50)

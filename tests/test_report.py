@@ -2,7 +2,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_inputs
+from videollm import make_inputs
 
 import adatp
 

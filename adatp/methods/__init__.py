@@ -1,10 +1,10 @@
 """The methods that thin out a video's tokens, AdaTP and those it is compared with, behind one seam."""
 
 from adatp.methods.adatp import AdaTP
+from adatp.methods.baselines import Pool, Random, Uniform, Unpruned
 from adatp.methods.dycoke import DyCoke
 from adatp.methods.fastv import FastV
 from adatp.methods.method import Method
-from adatp.methods.plain import Pool, Random, Uniform, Unpruned
 from adatp.methods.pyramiddrop import PyramidDrop
 from adatp.methods.visionzip import VisionZip
 

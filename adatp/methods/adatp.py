@@ -7,9 +7,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adatp import budget, segments
 from adatp.layout import PromptLayout
+from adatp.methods.budget import quotas, round_half_up
 from adatp.methods.method import BetweenLayers, Grouping, require
+from adatp.methods.segments import frames_per_segment, mean_per_segment, partition
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ class AdaTP(BetweenLayers):
         return cuts
 
     def tokens(self, ratio: float, visual_tokens: int) -> int:
-        return int(budget.round_half_up(torch.tensor(ratio * visual_tokens, dtype=torch.float64)))
+        return int(round_half_up(torch.tensor(ratio * visual_tokens, dtype=torch.float64)))
 
     def group(
         self, ratios: Sequence[float], layout: PromptLayout, frames: Tensor | None, similarity: Tensor | None
@@ -124,16 +125,16 @@ class AdaTP(BetweenLayers):
         """Segments (section 3.3), the significant among them (eq. 3), and the quotas of each (eq. 4 and 5)."""
         if self.segments:
             assert frames is not None
-            segment_of_frame = segments.partition(frames[None], self.tau_s, layout.videos)
+            segment_of_frame = partition(frames[None], self.tau_s, layout.videos)
         else:
             device = None if frames is None else frames.device
             segment_of_frame = torch.zeros(1, layout.frames, dtype=torch.int64, device=device)
         significant = torch.zeros_like(segment_of_frame, dtype=torch.bool)
         if similarity is not None:
-            significant = segments.mean_per_segment(similarity[None], segment_of_frame) > self.tau_t
-        quota = budget.quotas(
+            significant = mean_per_segment(similarity[None], segment_of_frame) > self.tau_t
+        quota = quotas(
             ratios,
-            segments.frames_per_segment(segment_of_frame),
+            frames_per_segment(segment_of_frame),
             significant,
             layout.tokens_per_frame,
             alpha=self.alpha,

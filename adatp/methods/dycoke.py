@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from adatp.methods.method import BeforeDecoder, SparseDecoding, Video, require
-from adatp.transfer import send
+from adatp.tensors.transfer import send
 
 
 @dataclass(frozen=True)

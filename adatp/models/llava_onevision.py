@@ -14,7 +14,7 @@ from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 from adatp.layout import PromptLayout
 from adatp.models.family import Family
-from adatp.processor import load_processor
+from adatp.models.processor import load_processor
 
 
 class LlavaOnevision(Family):

@@ -28,7 +28,7 @@ from transformers.utils import can_return_tuple, is_torchvision_available
 from transformers.video_utils import VideoMetadata, make_batched_videos
 
 from adatp.models.llava_onevision import LlavaOnevision
-from adatp.processor import TorchOnlyProcessor, load_parts
+from adatp.models.processor import TorchOnlyProcessor, load_parts
 
 # as the model was trained with it, to the space that is missing before "Please"
 TIME_INSTRUCTION = (

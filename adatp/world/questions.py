@@ -12,8 +12,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from adatp.multiple_choice import prompt_of
 from adatp.world.clips import Thing, World
+from adatp.world.multiple_choice import prompt_of
 from adatp.world.things import COLOURS, CORNERS, DIGITS, DIRECTIONS, NOUNS, NUMBERS, PLACES, SIGN, TEXTURES
 
 Kind = Literal["what", "colour", "pattern", "digit", "where", "count", "scene", "order", "motion"]

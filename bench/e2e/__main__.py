@@ -15,12 +15,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from adatp.evaluation.machine import describe_machine
+from adatp.evaluation.paper.shapes import MODEL_SHAPES
+from adatp.evaluation.session import Loaded
+from adatp.hf.stopwatch import now
 from adatp.methods import AdaTP
-from adatp.run import Loaded
-from adatp.shapes import MODEL_SHAPES
-from adatp.stopwatch import now
-from adatp.study.machine import describe_machine
-from adatp.study.tabulate import print_tables
+from adatp.tables.tabulate import print_tables
 from adatp_kernels.dispatch import resolve
 from bench.e2e.decode import decode
 from bench.e2e.goals import goals

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
+from adatp.evaluation.measure import applied
+from adatp.evaluation.session import Loaded
+from adatp.hf.stopwatch import now
 from adatp.methods import Method
-from adatp.run import Loaded
-from adatp.stopwatch import now
-from adatp.study.measure import applied
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from adatp.stopwatch import now
+from adatp.hf.stopwatch import now
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from adatp.evaluation.session import Loaded
+from adatp.hf.stopwatch import Stopwatch
 from adatp.methods import FastV
 from adatp.models import family_of
-from adatp.run import Loaded
-from adatp.stopwatch import Stopwatch
 
 
 @torch.inference_mode()
@@ -20,7 +20,7 @@ def fastv_eager(loaded: Loaded, inputs: Mapping[str, Any], method: FastV) -> tup
     """One prefill of one prompt.
 
     Returns:
-        Seconds of the decoder, as `adatp.study.measure.prefill` counts them, and the next token's logits `[V]`.
+        Seconds of the decoder, as `adatp.evaluation.measure.prefill` counts them, and the next token's logits `[V]`.
     """
     family = family_of(loaded.model)
     layout = family.layout(inputs["input_ids"][0].cpu())

@@ -12,8 +12,8 @@ import torch
 from transformers.cache_utils import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from adatp.evaluation.session import Loaded
 from adatp.models import family_of
-from adatp.run import Loaded
 
 
 @contextmanager

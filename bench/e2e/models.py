@@ -21,13 +21,13 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from adatp.assemble import onevision_config, onevision_processor, take_tower
+from adatp.evaluation.paper.shapes import MODEL_SHAPES, ModelShape
+from adatp.evaluation.paper.standin import llava_video_config
+from adatp.evaluation.session import Loaded
 from adatp.models.llava_video import LlavaVideoForConditionalGeneration
-from adatp.paper.standin import llava_video_config
 from adatp.relevance import Relevance
-from adatp.run import Loaded
-from adatp.shapes import MODEL_SHAPES, ModelShape
-from adatp.untrained import byte_tokenizer
+from adatp.small.assemble import onevision_config, onevision_processor, take_tower
+from adatp.small.untrained import byte_tokenizer
 
 SIDE, PATCH = 384, 14
 SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16}  # so400m-patch14-384

@@ -9,14 +9,14 @@ from unittest import mock
 
 import torch
 
-import adatp.prefill
+import adatp.engine.cuts
+from adatp.engine.cuts import Prefill
+from adatp.evaluation.measure import applied, prefill
+from adatp.evaluation.session import Loaded
+from adatp.hf.prompt_prefill import PrunedPrompt
 from adatp.methods import Method
 from adatp.models import family_of
-from adatp.prefill import Prefill
-from adatp.prompt import PrunedPrompt
 from adatp.relevance import Questions, Relevance
-from adatp.run import Loaded
-from adatp.study.measure import applied, prefill
 from bench.e2e.exclusive import EVENTS, HOST, WAITING, Clock, Exclusive
 from bench.timing import keep_busy
 
@@ -26,7 +26,7 @@ PARTS = {  # of the pruning, by what computes it
     "text queries": (PrunedPrompt, "project"),
     "scoring": (Prefill, "_scores"),
     "selection": (Prefill, "_keep"),
-    "compaction": (adatp.prefill, "compact"),
+    "compaction": (adatp.engine.cuts, "compact"),
     "synchronisation": (Prefill, "_read"),
 }
 BUSY = "kept busy"  # what is queued so that the device never waits for the host, and not counted

@@ -9,12 +9,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from adatp.evaluation.measure import prefill
+from adatp.evaluation.session import Loaded
 from adatp.flops import Flops
 from adatp.methods import METHODS, AdaTP, FastV, Method
 from adatp.models import family_of
 from adatp.relevance import Relevance
-from adatp.run import Loaded
-from adatp.study.measure import prefill
 from adatp_kernels.dispatch import Impl
 from bench.e2e.fastv_eager import fastv_eager
 from bench.harness import too_much

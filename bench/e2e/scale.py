@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
+from adatp.evaluation.measure import applied
+from adatp.evaluation.session import Loaded
+from adatp.hf.stopwatch import now
 from adatp.methods import AdaTP, Method
-from adatp.run import Loaded
-from adatp.stopwatch import now
-from adatp.study.measure import applied
 from bench.e2e.models import Build, given_states, prompt
 from bench.e2e.prefill import Contender, race
 from bench.inputs import DEVICE, Case, compact_inputs, run_compact, run_score, run_select, score_inputs, select_inputs

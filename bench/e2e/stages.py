@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
+from adatp.evaluation.measure import applied
+from adatp.evaluation.session import Loaded, decode, inputs_of
+from adatp.hf.stopwatch import now
 from adatp.methods import Method
 from adatp.models import family_of
 from adatp.relevance import Relevance
-from adatp.run import Loaded, decode, inputs_of
-from adatp.stopwatch import now
-from adatp.study.measure import applied
 from bench.e2e.exclusive import Exclusive
 from bench.e2e.models import Build
 from bench.e2e.prefill import causal

@@ -3,8 +3,8 @@
 from statistics import median
 from typing import Any
 
-from adatp.study.comparison import quartiles
-from adatp.study.tabulate import Rows
+from adatp.evaluation.comparison import quartiles
+from adatp.tables.tabulate import Rows
 
 Result = dict[str, Any]
 CUT = ("scoring", "selection", "compaction")

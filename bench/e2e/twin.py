@@ -4,7 +4,7 @@ import copy
 from dataclasses import replace
 from itertools import chain
 
-from adatp.run import Loaded
+from adatp.evaluation.session import Loaded
 
 
 def twin(loaded: Loaded) -> Loaded:

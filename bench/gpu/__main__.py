@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from adatp.study.tabulate import print_tables
+from adatp.tables.tabulate import print_tables
 from bench.checkout import ROOT
 from bench.gpu.plan import STEPS, Step, chosen
 from bench.gpu.run import run

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adatp.engine.cuts import Prefill, Tokens
+from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp.layout import PromptLayout
 from adatp.methods import AdaTP
-from adatp.prefill import Prefill, Tokens
-from adatp.shapes import MODEL_SHAPES
 from bench.gpu.trace import trace
 from bench.inputs import DEVICE, DTYPE, FRAMES_PER_SEGMENT, Case
 from bench.timing import CLOCKS, host_seconds, replayed, synchronize

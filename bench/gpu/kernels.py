@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from adatp.study.comparison import quartiles
+from adatp.evaluation.comparison import quartiles
 from bench.costs import Cost, Roofs, compact_cost, score_cost, select_cost
 from bench.gpu.cuts import measure_cuts
 from bench.gpu.process import finished

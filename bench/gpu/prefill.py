@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from adatp.evaluation.comparison import quartiles
 from adatp.methods import AdaTP, Method
-from adatp.study.comparison import quartiles
 from bench.e2e.models import Build, given_states, make, prompt
 from bench.e2e.prefill import Contender, causal, contenders, settled
 from bench.gpu.runner import Runner

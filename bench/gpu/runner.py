@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import adatp
+from adatp.engine.cuts import Prefill
+from adatp.evaluation.session import Loaded
+from adatp.hf.stopwatch import Stopwatch
 from adatp.methods import Method
 from adatp.models import family_of
-from adatp.prefill import Prefill
 from adatp.relevance import NoRelevanceWarning, Relevance
 from adatp.report import PruningReport
-from adatp.run import Loaded
-from adatp.stopwatch import Stopwatch
 from bench.e2e.exclusive import HOST, Exclusive
 from bench.e2e.forced import forced_widths
 from bench.e2e.twin import twin

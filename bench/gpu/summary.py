@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
-from adatp.study.comparison import quartiles
-from adatp.study.tabulate import Rows
+from adatp.evaluation.comparison import quartiles
+from adatp.tables.tabulate import Rows
 from bench.summary import duration
 
 Found = dict[str, Any]

@@ -31,14 +31,14 @@ from bench.record import Record
 ON_GPU = DEVICE.type == "cuda"
 # Each in processes beside the others': what takes time is the host's, which compiles.
 ALONE = (
-    ("tests/test_cuda.py",),
-    ("tests/test_score.py",),
-    ("tests/test_select.py",),
-    ("tests/test_compact.py", "tests/test_operators.py", "tests/test_prefill.py"),
+    ("tests/kernels/test_cuda.py",),
+    ("tests/kernels/test_score.py",),
+    ("tests/kernels/test_select.py",),
+    ("tests/kernels/test_compact.py", "tests/kernels/test_operators.py", "tests/engine/test_prefill.py"),
 )
 REST = ("tests", *(f"--ignore={file}" for files in ALONE for file in files))
 GROUPS = tuple((*files, "-m", "cuda") for files in (*ALONE, REST)) if ON_GPU else (
-    ("tests/test_operators.py", "-k", "registration and compact"),
+    ("tests/kernels/test_operators.py", "-k", "registration and compact"),
 )  # fmt: skip
 INTERPRETER = {} if ON_GPU else {"TRITON_INTERPRET": "1"}
 PARALLEL = ["-n", "3"] if ON_GPU and find_spec("xdist") else []

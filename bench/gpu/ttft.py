@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adatp.evaluation.comparison import quartiles
+from adatp.evaluation.measure import applied
+from adatp.evaluation.session import Loaded
+from adatp.hf.stopwatch import Stopwatch, now
 from adatp.methods import AdaTP
 from adatp.models import family_of
 from adatp.relevance import Relevance
-from adatp.run import Loaded
-from adatp.stopwatch import Stopwatch, now
-from adatp.study.comparison import quartiles
-from adatp.study.measure import applied
 from bench.e2e.models import make, prompt
 from bench.gpu.prefill import BUILDS, FRAMES
 from bench.gpu.runner import OTHER

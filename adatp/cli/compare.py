@@ -1,0 +1,54 @@
+"""`adatp compare`: all methods on one clip, at the same FLOPs."""
+
+import argparse
+import json
+from typing import Any
+
+from adatp.cli import options
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    compare = commands.add_parser("compare", help="the methods side by side on a video, at the same FLOPs")
+    options.add_video(compare)
+    pruning = [name for name in options.METHODS if name != "none"]
+    told = f"of {', '.join(options.METHODS)} (default: all; the unpruned model always comes first)"
+    options.add_methods(compare, pruning, told)
+    compare.add_argument("--repeat", type=int, default=5, help="timed prefills of each method (default 5)")
+    options.add_json(compare)
+    options.add_model(compare)
+    compare.set_defaults(command=_compare)
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    options.require_positive(arguments, "frames", "repeat")
+    options.require_question(arguments.question)
+    with options.progress() as progress:
+        from adatp.evaluation.comparison import compare
+        from adatp.methods import METHODS
+        from adatp.tables.comparison import comparison_to_dict, print_comparison
+
+        methods = [METHODS[name]() for name in arguments.methods if name != "none"]
+        if arguments.flops is not None:
+            for method in methods:
+                method.check_flops(arguments.flops)
+        options.device_of(arguments)
+        clip, _ = options.load_clip(arguments, progress.tell)
+        loaded = options.load_model(arguments, progress.tell)
+        compared = compare(
+            loaded,
+            clip,
+            arguments.question,
+            methods,
+            flops=arguments.flops,
+            repeats=arguments.repeat,
+            impl=arguments.impl,
+            tell=progress.tell,
+        )
+    notes = [note for note in (loaded.note, clip.note) if note] + progress.notes
+    told = (loaded.name, arguments.video, clip, arguments.question, compared, notes)
+    if arguments.json:
+        print(json.dumps(comparison_to_dict(*told), allow_nan=False))
+    else:
+        print_comparison(*told)
+    return 0

@@ -1,0 +1,36 @@
+"""`adatp convert`: an original LLaVA-Video checkpoint for Hugging Face's classes."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    convert = commands.add_parser("convert", help="an original LLaVA-Video checkpoint to one that --model reads")
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="folder of the original checkpoint")
+    convert.add_argument("target", type=Path, metavar="TARGET", help="folder to write; absent or empty")
+    convert.add_argument(
+        "--pool", choices=("average", "bilinear"), help="of a frame's features (default: config.json's)"
+    )
+    convert.set_defaults(command=_convert)
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
+    from transformers.utils import logging
+
+    from adatp.models.convert import convert
+
+    logging.set_verbosity_error()
+    columns = TextColumn("writing weights"), BarColumn(), DownloadColumn()
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("", total=None)
+        convert(
+            arguments.source,
+            arguments.target,
+            pool=arguments.pool,
+            tell=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    return 0

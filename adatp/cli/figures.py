@@ -1,0 +1,169 @@
+"""`adatp figures`: draw where the model looks, and what each method keeps."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adatp.cli import options
+
+if TYPE_CHECKING:  # the command line starts without torch
+    from adatp.evaluation.bias import Biases
+    from adatp.evaluation.session import Loaded
+    from adatp.figures.page import Study
+    from adatp.video import Clip
+    from adatp_kernels.dispatch import Impl
+
+METHODS = ("adatp", "fastv", "visionzip", "dycoke")
+LONGEST_ANSWER = 64  # tokens
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    parser = commands.add_parser("figures", help="draw where the model looks, and what each method keeps")
+    options.add_video(parser)
+    options.add_methods(parser, METHODS, f"to draw side by side (default {','.join(METHODS)})")
+    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="where to (default figures)")
+    options.add_model(parser)
+    parser.set_defaults(command=figures)
+
+
+def figures(arguments: argparse.Namespace) -> int:
+    """Run the command."""
+    options.require_positive(arguments, "frames")
+    options.require_question(arguments.question)
+    options.require_matplotlib(arguments.out, "--out")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out cannot be written: {error}") from error
+    with options.progress() as progress:
+        from dataclasses import replace
+
+        from adatp.evaluation.bias import measure
+        from adatp.figures.page import write_page
+
+        options.device_of(arguments)
+        clip, _ = options.load_clip(arguments, progress.tell)
+        loaded = options.load_model(arguments, progress.tell)
+        study = _study(
+            clip,
+            Path(arguments.video).name,
+            arguments.question,
+            loaded,
+            arguments.methods,
+            flops=arguments.flops,
+            impl=arguments.impl,
+            tell=progress.tell,
+        )
+        progress.tell("drawing")
+        found = measure(study.attention.scores, study.attention.grid)
+        written = _draw(arguments.out, study, found)
+    known = (loaded.note, clip.note, *progress.notes, *study.notes)
+    study = replace(study, notes=tuple(dict.fromkeys(note for note in known if note)))
+    page = arguments.out / "index.html"
+    write_page(page, study)
+    _print(study, found, [page, *written])
+    return 0
+
+
+def _study(
+    clip: "Clip",
+    video: str,
+    question: str,
+    loaded: "Loaded",
+    methods: Sequence[str],
+    *,
+    flops: float | None,
+    impl: "Impl",
+    tell: Callable[[str], None],
+) -> "Study":
+    """Ask the question without pruning, and then with each of the methods."""
+    from adatp.evaluation.measure import EncodedClip
+    from adatp.evaluation.session import generate
+    from adatp.figures.page import Run, Study
+    from adatp.hf.attention_map import visual_attention
+    from adatp.methods.settings import describe
+    from adatp.pruning import apply
+
+    tell("encoding the clip")
+    inputs = EncodedClip(loaded, clip).inputs(question)
+
+    def answer() -> str:
+        return generate(loaded, inputs, LONGEST_ANSWER)[0]
+
+    tell("looking where the model looks")
+    attention = visual_attention(loaded.model, inputs)
+    tell("answering without pruning")
+    unpruned = answer()
+    runs: dict[str, Run] = {}
+    notes: list[str] = []
+    for name in methods:
+        tell(f"answering with {name}")
+        with apply(loaded.model, loaded.processor, name, flops=flops, relevance=loaded.relevance, impl=impl) as pruned:
+            text, report = answer(), pruned.report
+        (sample,) = report.samples
+        method = sample.method
+        assert method is not None, "the prompt has a video"
+        changed = describe(method).removeprefix(method.name).strip(" ()")
+        runs[name] = Run(
+            name=type(method).__name__,
+            settings=changed or "its published settings",
+            answer=text,
+            flops=report.flops.ratio,
+            sample=sample,
+        )
+        notes += [f"{type(method).__name__}: {note}" for note in report.notes]
+    return Study(loaded.name, video, question, unpruned, clip, attention, runs, tuple(notes))
+
+
+def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
+    """The PNGs."""
+    from adatp.figures.drawings import draw_kept, draw_per_frame, draw_per_position, draw_top_tokens
+
+    attention, title = study.attention, f"{study.question}  ({study.model}, {study.video})"
+    paths = [folder / f"{name}.png" for name in ("attention_per_frame", "attention_per_position", "top_tokens", "kept")]
+    draw_per_frame(paths[0], found.per_frame.numpy(), title)
+    draw_per_position(paths[1], found.per_position.numpy(), title)
+    draw_top_tokens(paths[2], attention.scores.numpy(), found.kinds.numpy(), title)
+    last = len(attention.scores) - 1
+    kept = {run.name: run.sample.kept_mask(last).view(-1, *attention.grid).numpy() for run in study.runs.values()}
+    draw_kept(paths[3], study.clip.frames, kept, f"{title}: what enters layer {last}, the last")
+    return paths
+
+
+def _print(study: "Study", found: "Biases", paths: Sequence[Path]) -> None:
+    """The numbers that the paper quotes, of every layer, and what was written."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from adatp.evaluation.bias import LAST_FRAMES, Bias, shares
+    from adatp.tables.run import print_notes
+
+    attention = study.attention
+    rows, _ = attention.grid
+    console = Console(highlight=False)
+    print_notes(console, study.notes)
+    last = min(LAST_FRAMES, attention.frames)
+    table = Table(
+        "layer", f"last {last} frames", "ends", "position", "both", "peak", "row", "column",
+        title="Where the top 10 % by attention are; the peak position, over the mean",
+        box=box.SIMPLE,
+    )  # fmt: skip
+    for heading in table.columns:
+        heading.justify = "right"
+    for layer, share in enumerate(shares(found.kinds)):
+        kinds = dict(zip(list(Bias)[1:], share.tolist(), strict=True))
+        factor, row, column = (values[layer].item() for values in found.peak)
+        table.add_row(
+            str(layer),
+            f"{found.in_last[layer]:.1%}",
+            *(f"{kinds[kind]:.1%}" for kind in (Bias.ENDS, Bias.POSITION, Bias.BOTH)),
+            f"{factor:.2f}",
+            str(row),
+            str(column) if column < rows else "newline",
+        )
+    console.print(table)
+    for path in paths:
+        print(path)

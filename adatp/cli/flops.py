@@ -1,0 +1,43 @@
+"""`adatp flops`: what a method's settings save on a published model."""
+
+import argparse
+import json
+from typing import Any
+
+from adatp.cli import options
+
+SHAPES = ("onevision-0.5b", "onevision-7b", "llava-video-7b")
+
+
+def add(commands: Any) -> None:
+    """Add the command to the subparsers."""
+    flops = commands.add_parser("flops", help="prefill FLOPs of a published model with and without pruning")
+    flops.add_argument("--model", required=True, choices=SHAPES)
+    options.add_method(flops)
+    flops.add_argument("--text-tokens", type=int, help="prompt tokens beside the visual ones (default: the paper's)")
+    options.add_json(flops)
+    flops.set_defaults(command=_flops)
+
+
+def _flops(arguments: argparse.Namespace) -> int:
+    from adatp.evaluation.paper.shapes import MODEL_SHAPES, shape_flops
+    from adatp.tables.run import print_flops
+
+    shape, method = MODEL_SHAPES[arguments.model], options.method_of(arguments)
+    text_tokens = shape.text_tokens if arguments.text_tokens is None else arguments.text_tokens
+    if text_tokens < 0:
+        raise ValueError(f"--text-tokens must be at least 0, got {text_tokens}")
+    method.check(shape.layers)
+    flops, lengths = shape_flops(shape, method, text_tokens)
+    if arguments.json:
+        settings = {
+            "model": arguments.model,
+            "method": method.name,
+            **method.settings(),
+            "visual_tokens": shape.visual_tokens,
+            "text_tokens": text_tokens,
+        }
+        print(json.dumps({**settings, **flops.to_dict(), "tokens_per_layer": lengths}))
+    else:
+        print_flops(arguments.model, method, flops, lengths, shape.visual_tokens, text_tokens)
+    return 0

@@ -1,0 +1,1 @@
+"""Pruning as tensor code. Nothing here knows Hugging Face's transformers."""

@@ -1,0 +1,160 @@
+"""Methods side by side on one prompt: what each leaves, costs, takes, and does to the next token."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adatp.evaluation.agreement import Agreement, agreement
+from adatp.evaluation.machine import describe_machine
+from adatp.evaluation.measure import EncodedClip, Measured, prefill, with_relevance
+from adatp.evaluation.session import Loaded
+from adatp.methods import Method, Unpruned
+from adatp.report import Sample
+from adatp.video import Clip
+from adatp_kernels.dispatch import Impl, resolve
+
+FLOPS_TOLERANCE = 0.005  # of the share asked for; what is further off is told
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method that ran.
+
+    Attributes:
+        method: with the settings it ran at.
+        sample: what it left.
+        flops: of the prefill, as `adatp.flops.Flops.to_dict` has them.
+        agreement: with the unpruned model's next token.
+        seconds: of every timed prefill: the decoder and all that the method computes.
+        ratios: of `seconds` to the unpruned prefill's in the same round.
+        notes: what the user should know.
+    """
+
+    method: Method
+    sample: Sample
+    flops: dict[str, float]
+    agreement: Agreement
+    seconds: list[float]
+    ratios: list[float]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A method that could not run so.
+
+    Attributes:
+        method: as it was asked for.
+        reason: why not.
+    """
+
+    method: Method
+    reason: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The methods on one prompt, the first of them unpruned.
+
+    Attributes:
+        flops: share of the unpruned FLOPs that each was asked to cost; None for the methods' own settings.
+        repeats: timed prefills of each.
+        machine: what they ran on.
+        rows: one a method.
+    """
+
+    flops: float | None
+    repeats: int
+    machine: dict[str, Any]
+    rows: list[Row | Refused]
+
+
+def compare(
+    loaded: Loaded,
+    clip: Clip,
+    question: str,
+    methods: Sequence[Method],
+    *,
+    flops: float | None,
+    repeats: int,
+    impl: Impl,
+    tell: Callable[[str], None],
+) -> Comparison:
+    """Run every method on a question about a clip.
+
+    Each runs once untimed, which also finds its settings, then in rounds of one prefill each, the unpruned model's
+    first. The clip is encoded once for all.
+
+    Args:
+        loaded: the model.
+        clip: the sampled frames.
+        question: what to ask.
+        methods: to compare with the unpruned model.
+        flops: see `adatp.apply`; a method that cannot cost that much becomes `Refused`.
+        repeats: rounds.
+        impl: implementation of the three operations.
+        tell: called with the name of each step as it begins.
+    """
+    if any(method.wants_frames for method in methods):
+        loaded = with_relevance(loaded)
+    tell("encoding the clip")
+    inputs = EncodedClip(loaded, clip).inputs(question)
+
+    tell("running without pruning")
+    plain = prefill(loaded, inputs)
+    # what a report says of no pruning; the times are the plain model's, without a hook
+    first: list[Measured | Refused] = [plain._replace(report=prefill(loaded, inputs, Unpruned(), impl=impl).report)]
+    for method in methods:
+        tell(f"running {method.name}")
+        try:
+            first.append(prefill(loaded, inputs, method, flops=flops, impl=impl))
+        except ValueError as error:
+            first.append(Refused(method, str(error)))
+
+    settled = [None if isinstance(one, Refused) else _sample(one).method for one in first]
+    seconds: list[list[float]] = [[] for _ in first]
+    for turn in range(1, repeats + 1):
+        tell(f"timing, round {turn} of {repeats}")
+        for own, ran, found in zip(seconds, first, settled, strict=True):
+            if found is not None:
+                timed = None if ran is first[0] else found
+                own.append(prefill(loaded, inputs, timed, impl=impl).seconds)
+
+    rows: list[Row | Refused] = []
+    for own, ran in zip(seconds, first, strict=True):
+        rows.append(ran if isinstance(ran, Refused) else _row(ran, plain, flops, own, seconds[0]))
+    machine = describe_machine(loaded.model, resolve(impl, loaded.model.device))
+    return Comparison(flops, repeats, machine, rows)
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """The first, the median and the third."""
+    low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
+    return low, middle, high
+
+
+def _row(ran: Measured, plain: Measured, flops: float | None, seconds: list[float], unpruned: list[float]) -> Row:
+    sample, report = _sample(ran), ran.report
+    assert report is not None
+    assert sample.method is not None
+    notes = list(report.notes)
+    far = flops is not None and sample.method.knob is not None and abs(report.flops.ratio - flops) > FLOPS_TOLERANCE
+    # where deduplication is why, the report says so
+    if far and not any(note.startswith("flops=") for note in notes):
+        notes.append(f"costs {report.flops.ratio:.4f}, of what its settings reach the nearest to flops={flops:g}")
+    return Row(
+        sample.method,
+        sample,
+        report.flops.to_dict(),
+        agreement(plain.logits, ran.logits),
+        seconds,
+        [own / other for own, other in zip(seconds, unpruned, strict=True)],
+        notes,
+    )
+
+
+def _sample(ran: Measured) -> Sample:
+    assert ran.report is not None
+    return ran.report.samples[0]

@@ -1,0 +1,156 @@
+"""Questions about videos, with their answers where they are known, from a file.
+
+The file holds a JSON list, or one JSON object a line:
+
+    {"video": "street.mp4", "question": "Who rides by?", "options": ["A child", "A cyclist"], "answer": "B"}
+
+`video` is a path relative to the file. `options` and `answer` may be left out; with options, the answer is the letter
+or the text of one. Options that come with their letters ("A. A child", ...) are taken without them.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from string import ascii_uppercase
+from typing import Any
+
+from adatp.world.multiple_choice import prompt_of
+
+KEYS = ("video", "question", "options", "answer")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        video: path of an existing file.
+        text: the question.
+        options: what to choose from, without letters; empty for a free answer.
+        answer: the right option's letter, or the free answer; None where it is not known.
+    """
+
+    video: Path
+    text: str
+    options: tuple[str, ...] = ()
+    answer: str | None = None
+
+    @property
+    def letters(self) -> str:
+        """A letter for each option."""
+        return ascii_uppercase[: len(self.options)]
+
+    @property
+    def prompt(self) -> str:
+        """What the model is asked."""
+        return prompt_of(self.text, self.options)
+
+
+def load_questions(path: Path) -> list[Question]:
+    """Read a question set.
+
+    Raises:
+        ValueError: entries that cannot be used, all of them with what is wrong, or no entry at all.
+        OSError: the file cannot be read.
+    """
+    questions: list[Question] = []
+    problems: list[str] = []
+    for name, entry in _entries(path, problems):
+        wrong = _problems(entry, path.parent)
+        problems += [f"{name}: {problem}" for problem in wrong]
+        if not wrong:
+            questions.append(_question(entry, path.parent))
+    if problems:
+        raise ValueError(f"{path} cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
+    if not questions:
+        raise ValueError(f"{path} holds no question; it must hold at least one")
+    return questions
+
+
+def _entries(path: Path, problems: list[str]) -> list[tuple[str, Any]]:
+    """What each entry is called, and what it is; a line that is no JSON is told among the problems."""
+    text = path.read_text(encoding="utf-8-sig")
+    if text.lstrip().startswith("["):
+        try:
+            return [(f"entry {i}", entry) for i, entry in enumerate(json.loads(text), 1)]
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is no JSON: {error}") from error
+    entries = []
+    for i, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                entries.append((f"line {i}", json.loads(line)))
+            except json.JSONDecodeError as error:
+                problems.append(f"line {i}: is no JSON: {error}")
+    return entries
+
+
+def _problems(entry: Any, folder: Path) -> list[str]:
+    """What is wrong with an entry."""
+    if not isinstance(entry, dict):
+        return [f"must be an object with {', '.join(KEYS[:2])}, got {entry!r}"]
+    problems = [f"has an unknown key {key!r}; known are {', '.join(KEYS)}" for key in entry if key not in KEYS]
+    for key in KEYS[:2]:
+        if key not in entry:
+            problems.append(f"has no {key!r}")
+        elif not _is_text(entry[key]):
+            problems.append(f"{key} must be a text that is not empty, got {entry[key]!r}")
+        elif key == "video" and not (folder / entry[key]).is_file():
+            problems.append(f"video {str(folder / entry[key])!r} is not a file")
+    options, answer = entry.get("options"), entry.get("answer")
+    if answer is not None and not _is_text(answer):
+        problems.append(f"answer must be a text that is not empty, got {answer!r}")
+    if options is not None:
+        fault = _options_fault(options)
+        if fault:
+            problems.append(f"options must be {fault}, got {options!r}")
+        elif isinstance(answer, str):
+            meant = _meant(answer, _bare(options))
+            if len(meant) != 1:
+                found = "means two of" if meant else "is neither the letter nor the text of one of"
+                problems.append(f"answer {answer!r} {found} the options {options!r}")
+    return problems
+
+
+def _options_fault(options: Any) -> str | None:
+    """What options would have to be, if these cannot be used."""
+    if not isinstance(options, list) or not all(map(_is_text, options)):
+        return "a list of texts that are not empty"
+    if not 2 <= len(options) <= len(ascii_uppercase):
+        return f"2 to {len(ascii_uppercase)}"
+    return None if len({*map(_plain, _bare(options))}) == len(options) else "all different"
+
+
+def _question(entry: dict[str, Any], folder: Path) -> Question:
+    options, answer = _bare(entry.get("options") or []), entry.get("answer")
+    if options and answer is not None:
+        (answer,) = _meant(answer, options)
+    return Question(folder / entry["video"], entry["question"].strip(), tuple(options), answer)
+
+
+def _bare(options: list[str]) -> list[str]:
+    """The options without their letters, where every one begins with its own."""
+    own = [f"{letter}." for letter in ascii_uppercase]
+    if all(option.startswith(letter) and option[2:].strip() for option, letter in zip(options, own, strict=False)):
+        options = [option[2:] for option in options]
+    return [option.strip() for option in options]
+
+
+def _meant(answer: str, options: list[str]) -> set[str]:
+    """The letters of the options that an answer may mean."""
+    letters = ascii_uppercase[: len(options)]
+    given = {letter for letter, option in zip(letters, options, strict=True) if _plain(option) == _plain(answer)}
+    lettered = {  # VideoMME's whole options are answers too
+        letter
+        for letter, option in zip(letters, options, strict=True)
+        if answer.strip().rstrip(".").upper() == letter or _plain(answer) == _plain(f"{letter}. {option}")
+    }
+    return given | lettered
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())

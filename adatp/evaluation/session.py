@@ -1,0 +1,214 @@
+"""The whole path: a video file and a question in, an answer and a report out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adatp.hf.stopwatch import FirstToken, Stopwatch, now
+from adatp.methods import Method
+from adatp.models import family_of
+from adatp.pruning import apply
+from adatp.relevance import Relevance
+from adatp.report import PruningReport
+from adatp.small.checkpoint import FOLDER, check
+from adatp.video import Clip, sample_frames
+from adatp_kernels.dispatch import Impl
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to answer.
+
+    Attributes:
+        name: what to call it.
+        model, processor: Hugging Face's.
+        relevance: as `adatp.apply` takes it.
+        note: what the user should know of it, or None.
+    """
+
+    name: str
+    model: Any
+    processor: Any
+    relevance: Relevance | str | None
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One generation.
+
+    Attributes:
+        text: the answer.
+        tokens: generated tokens.
+        seconds: time to first token by stage: decoding, preprocessing, tower, relevance, prefill, other.
+    """
+
+    text: str
+    tokens: int
+    seconds: dict[str, float]
+
+    @property
+    def first_token(self) -> float:
+        """Time to first token, seconds."""
+        return sum(self.seconds.values())
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run brings.
+
+    Attributes:
+        pruned: the answer with the method.
+        report: what was kept.
+        unpruned: the answer without, where it was asked for.
+    """
+
+    pruned: Answer
+    report: PruningReport
+    unpruned: Answer | None
+
+
+def load(
+    checkpoint: str | None, *, device: str, dtype: str, attention: str, relevance: Relevance | str | None
+) -> Loaded:
+    """Load a checkpoint by name or path, or the built-in model for None.
+
+    Raises:
+        ValueError: the built-in model's files are not what they were.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    name, note = checkpoint or "built-in", None
+    if checkpoint is None:
+        check(FOLDER)
+        checkpoint, note = str(FOLDER / "model"), "the built-in model knows the videos of `adatp world`, and no others"
+        dtype = "float32" if dtype == "auto" else dtype  # it is kept in half precision
+        relevance = str(FOLDER / "siglip") if relevance == "auto" else relevance
+    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, attn_implementation=attention)
+    return Loaded(name, model.to(device).eval(), family_of(model).load_processor(checkpoint), relevance, note)
+
+
+def decode(video: str, frames: int) -> tuple[Clip, float]:
+    """Sample frames of a video file, and the seconds it took.
+
+    Raises:
+        adatp.video.VideoError: the file cannot be used.
+    """
+    begin = now()
+    clip = sample_frames(video, frames)
+    return clip, now() - begin
+
+
+def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
+    """A question about a clip as the model takes it, on its device."""
+    conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+    prompt = loaded.processor.apply_chat_template(conversation, add_generation_prompt=True)
+    inputs = loaded.processor(text=prompt, videos=[clip.frames], video_metadata=[clip.metadata], return_tensors="pt")
+    return inputs.to(loaded.model.device, loaded.model.dtype)
+
+
+@torch.inference_mode()
+def generate(
+    loaded: Loaded, inputs: Any, max_new_tokens: int, *, choices: Sequence[str] = (), streamer: Any = None
+) -> tuple[str, int]:
+    """What the model says to a prompt, greedily, and how many tokens that took.
+
+    Args:
+        loaded: the model.
+        inputs: of one prompt.
+        max_new_tokens: length of the answer, at most.
+        choices: what it may say; anything, where there are none.
+        streamer: as Hugging Face's.
+    """
+    length = inputs["input_ids"].shape[1]
+    output = loaded.model.generate(
+        **inputs,
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        num_beams=1,
+        streamer=streamer,
+        prefix_allowed_tokens_fn=_only(loaded.processor.tokenizer, choices, length) if choices else None,
+    )
+    generated = output[0, length:]
+    return str(loaded.processor.decode(generated, skip_special_tokens=True)).strip(), len(generated)
+
+
+def _only(tokenizer: Any, choices: Sequence[str], length: int) -> Callable[[int, Tensor], list[int]]:
+    """For Hugging Face's `generate`: the tokens that go on with one of the choices, behind a prompt of that length."""
+    ways = [[*tokenizer.encode(choice, add_special_tokens=False), tokenizer.eos_token_id] for choice in choices]
+
+    def allowed(_: int, ids: Tensor) -> list[int]:
+        said = ids[length:].tolist()
+        return sorted({way[len(said)] for way in ways if way[: len(said)] == said and len(way) > len(said)})
+
+    return allowed
+
+
+def run(
+    clip: Clip,
+    decoding: float,
+    question: str,
+    loaded: Loaded,
+    method: Method,
+    *,
+    flops: float | None = None,
+    max_new_tokens: int,
+    compare: bool,
+    impl: Impl,
+    tell: Callable[[str], None],
+) -> Result:
+    """Answer a question about a video, greedily.
+
+    Args:
+        clip: the sampled frames.
+        decoding: seconds that took.
+        question: what to ask.
+        loaded: the model.
+        method: how tokens are dropped.
+        flops: see `adatp.apply`.
+        max_new_tokens: length of the answer, at most.
+        compare: whether to run the unpruned model too.
+        impl: implementation of the three operations.
+        tell: called with the name of each step as it begins.
+    """
+    tell("preprocessing")
+    begin = now()
+    inputs = inputs_of(loaded, clip, question)
+    before = {"decoding": decoding, "preprocessing": now() - begin}
+
+    # The first call of a model pays for much that later ones do not. Where two are compared, both must find it paid.
+    tell("warming up")
+    text_only = {name: inputs[name][:, -1:] for name in ("input_ids", "attention_mask")}
+    loaded.model.generate(**(inputs if compare else text_only), max_new_tokens=1, do_sample=False)
+
+    unpruned = None
+    if compare:
+        tell("answering without pruning")
+        unpruned = _timed(loaded, inputs, before, None, max_new_tokens)
+    with apply(loaded.model, loaded.processor, method, flops=flops, relevance=loaded.relevance, impl=impl) as pruned:
+        tell(f"answering with {type(method).__name__}")
+        answer = _timed(loaded, inputs, before, pruned.relevance, max_new_tokens)
+        report = pruned.report
+    return Result(answer, report, unpruned)
+
+
+def _timed(
+    loaded: Loaded, inputs: Any, before: dict[str, float], relevance: Relevance | None, max_new_tokens: int
+) -> Answer:
+    family = family_of(loaded.model)
+    stages: dict[str, list[nn.Module]] = {
+        "tower": family.tower,
+        "relevance": [] if relevance is None else [relevance, relevance.text_model],
+        "prefill": [family.decoder],
+    }
+    first = FirstToken()
+    with Stopwatch(stages) as watch:
+        begin = now()
+        text, tokens = generate(loaded, inputs, max_new_tokens, streamer=first)
+    assert first.at is not None, "generate always puts out a token"
+    seconds = {**before, **watch.seconds}
+    seconds["other"] = max(0.0, first.at - begin - sum(watch.seconds.values()))
+    return Answer(text, tokens, seconds)

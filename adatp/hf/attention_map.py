@@ -1,0 +1,141 @@
+"""How much a prompt's text attends to every visual token, in every layer of the unpruned model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from adatp.hf.support import is_applied
+from adatp.hf.tensor_parallel import average_over_ranks
+from adatp.layout import PromptLayout, VideoGrid
+from adatp.models import family_of
+from adatp.models.family import Family
+from adatp_kernels.score import score
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMap(VideoGrid):
+    """The scores of section 3.1, s^l, of a whole prompt.
+
+    Attributes:
+        scores: `[N, n, c]` float32 on the host: the mean, over heads and text rows, of the softmax probability that
+            decoder layer l gives to each token of each frame.
+        grid: rows and columns of a frame's tokens; where there is a column more than there are rows, it holds newlines.
+        videos: frames of each video.
+    """
+
+    scores: Tensor
+    grid: tuple[int, int]
+    videos: tuple[int, ...]
+
+
+@torch.no_grad()
+def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMap:
+    """Run the prompt once through the unpruned model, and see where its text looks.
+
+    No attention matrix is made, whatever attention the model runs with, and no layer's keys outlive the layer.
+
+    Args:
+        model: a Hugging Face Video LLM of a supported family; only looked at, by hooks that are gone afterwards.
+        inputs: what its processor puts out for one prompt with one or several videos, on the model's device.
+
+    Raises:
+        TypeError: the model's family is not supported.
+        ValueError: not one prompt without padding and with a video; a model that is being pruned, one with
+            sliding-window layers, or one whose numbers overflow.
+    """
+    family = family_of(model)
+    if is_applied(model):
+        raise ValueError("model must be unpruned: call remove() on what apply() has returned")
+    if family.has_sliding_windows:
+        raise ValueError("model must attend to all tokens in every layer, but has sliding-window layers")
+    layout = _layout(family, inputs)
+    watch = _Watch(family, layout)
+    handles = watch.install()
+    try:
+        model(**inputs, use_cache=False, logits_to_keep=1)
+    finally:
+        for handle in handles:
+            handle.remove()
+    scores = torch.stack(watch.scores).view(-1, layout.frames, layout.tokens_per_frame)
+    broken = [layer for layer, finite in enumerate(scores.isfinite().all(2).all(1).tolist()) if not finite]
+    if broken:
+        raise ValueError(
+            f"the attention of decoder layer {broken[0]} is not finite in {family.decoder.dtype}; "
+            "load the model in bfloat16 or float32"
+        )
+    return AttentionMap(scores, layout.grid, layout.videos)
+
+
+def _layout(family: Family, inputs: Mapping[str, Any]) -> PromptLayout:
+    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
+    if len(ids) != 1:
+        raise ValueError(f"inputs must hold one prompt, got a batch of {len(ids)}")
+    if mask is not None and not bool(mask.all()):
+        raise ValueError(f"inputs must have no padding, but {int((mask == 0).sum())} tokens are masked out")
+    layout = family.layout(ids[0].cpu())
+    if layout is None:
+        raise ValueError("inputs must hold a prompt with a video, got one without")
+    layout.check()
+    return layout
+
+
+class _Watch:
+    """Scores the visual tokens of a prompt as it passes through the decoder.
+
+    Attributes:
+        scores: `[n * c]` float32 on the host, one a layer that has run.
+    """
+
+    def __init__(self, family: Family, layout: PromptLayout) -> None:
+        self.scores: list[Tensor] = []
+        self._family = family
+        self._rows = layout.rows
+        visual = layout.visual
+        self._columns = (int(visual[0]), int(visual[-1]) + 1)
+        self._visual = visual - visual[0]
+        self._average = average_over_ranks(family.body)
+        self._cache = DynamicCache()
+        self._tables: tuple[Tensor, Tensor] | None = None
+        self._query: Tensor | None = None
+
+    def install(self) -> list[Any]:
+        """The handles of the hooks."""
+        handles = []
+        for index, layer in enumerate(self._family.decoder.layers):
+            handles.append(layer.register_forward_pre_hook(self._before_layer, with_kwargs=True))
+            projection = self._family.query_projection(layer)
+            handles.append(projection.register_forward_hook(self._after_projection(layer)))
+            handles.append(layer.register_forward_hook(self._after_layer(index)))
+        return handles
+
+    def _before_layer(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        self._tables, self._query = kwargs["position_embeddings"], None
+        self._cache = DynamicCache()  # in which the layer leaves its keys
+        return args, {**kwargs, "past_key_values": self._cache}
+
+    def _after_projection(self, layer: nn.Module) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], projected: Tensor) -> None:
+            assert self._tables is not None
+            cos, sin = (table.index_select(1, self._rows.to(table.device)) for table in self._tables)
+            self._query = self._family.queries(layer, projected, self._rows, cos, sin)
+
+        return hook
+
+    def _after_layer(self, index: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if self._query is None:
+                raise RuntimeError(f"the query projection of decoder layer {index} did not run as a module")
+            key = self._cache.layers[index].keys
+            query, rows = self._query.to(key.device), self._rows.to(key.device)[None]
+            scores = score(query, key, rows, self._columns, scale=self._family.scale(module))
+            if self._average is not None:
+                scores = self._average(scores)
+            self.scores.append(scores[0].cpu()[self._visual])
+
+        return hook

@@ -1,0 +1,128 @@
+"""What is refused before anything is computed, and what `generate` says of its prompts."""
+
+import copy
+import inspect
+from typing import Any, NamedTuple
+
+from torch import nn
+
+from adatp.hf.batch import Batch
+from adatp.hf.cache import check_cache
+from adatp.methods.method import Method
+from adatp.models.family import Family
+
+SUPPORTED_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
+# what serves requests from pages of one cache, in which every layer holds the same tokens
+CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
+MARK = "_adatp"  # attribute of a model that is being pruned
+_CACHES = ("dynamic", "static")
+
+
+def is_applied(model: nn.Module) -> bool:
+    """Whether a method is applied to this model."""
+    return MARK in model.__dict__
+
+
+class Prepared(NamedTuple):
+    """What `generate` was given.
+
+    Attributes:
+        length: of the prompts; None where there is none.
+        changed: arguments to give it instead.
+        batch: the prompts, if they will be pruned.
+    """
+
+    length: int | None
+    changed: dict[str, Any]
+    batch: Batch | None = None
+
+
+def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -> Prepared:
+    """Read the prompts that `generate` is given, before anything is computed.
+
+    Most of what is refused here the forward would refuse as well; but from transformers 5.18 on the video has been
+    encoded by then.
+
+    Args:
+        model: whose generate it is.
+        family: of the model.
+        method: what is applied.
+        given: its arguments by name.
+
+    Raises:
+        ValueError: a prompt with a video that cannot be pruned, or not under one of the settings.
+        TypeError: a cache that cannot hold it.
+    """
+    ids, embeds, cache = given.get("input_ids"), given.get("inputs_embeds"), given.get("past_key_values")
+    ids = given.get("inputs") if ids is None else ids
+    if embeds is not None:
+        length, ids = embeds.shape[1], family.ids_of(embeds)
+    elif ids is not None:
+        length, ids = ids.shape[1], ids.cpu()
+    else:
+        return Prepared(None, {})
+    if not family.has_video(ids):
+        return Prepared(length, {})
+    _check_settings(model, method, given)
+    encoded = given.get("mm_encoder_outputs") or {}
+    if is_continued(cache, arrives=given.get("pixel_values_videos") is not None or "video" in encoded):
+        return Prepared(length, {})
+    check_support(family, method, cache)
+    batch = Batch.read(family, ids, given.get("attention_mask"))
+    copies = max(_setting(model, given, "num_beams") or 1, _setting(model, given, "num_return_sequences") or 1)
+    several = any(layout is not None and len(layout.videos) > 1 for layout in batch.layouts)
+    if copies > 1 and several and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        raise ValueError(
+            "this version of transformers gives each copy of a prompt with several videos the wrong ones; use 5.18 or "
+            "newer, or num_beams=1 and num_return_sequences=1"
+        )
+    # beam search repeats the features in place, and the caller may want to use them again
+    encoded = {name: copy.copy(value) for name, value in encoded.items()}
+    return Prepared(length, {"mm_encoder_outputs": encoded} if encoded else {}, batch)
+
+
+def is_continued(cache: Any, *, arrives: bool) -> bool:
+    """Whether `cache` holds tokens; refused where a video `arrives` to join them."""
+    continued = cache is not None and bool(cache.get_seq_length() > 0)
+    if continued and arrives:
+        raise ValueError(
+            "a video that joins a cache which already holds tokens cannot be pruned (a cached prefix, a further "
+            "video, or chunked prefill): give the whole prompt at once, with an empty cache"
+        )
+    return continued
+
+
+def check_support(family: Family, method: Method, cache: Any) -> None:
+    """Refuse an attention implementation, or a cache, that cannot be pruned."""
+    attention = family.decoder.config._attn_implementation
+    if attention not in SUPPORTED_ATTENTION:
+        raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
+    check_cache(cache, attention, sparse=method.decoding is not None)
+
+
+def _setting(model: Any, given: dict[str, Any], name: str) -> Any:
+    """What `generate` will go by: its argument, else what the generation configurations say."""
+    values = [given.get(name)]
+    values += [getattr(config, name, None) for config in (given.get("generation_config"), model.generation_config)]
+    return next((value for value in values if value is not None), None)
+
+
+def _check_settings(model: Any, method: Method, given: dict[str, Any]) -> None:
+    if _setting(model, given, "prefill_chunk_size") is not None:
+        raise ValueError(
+            "prefill_chunk_size cannot be set for a prompt with a video: chunked prefill would have to cut tokens "
+            "before it has read the question that scores them"
+        )
+    cache = _setting(model, given, "cache_implementation")
+    if cache is not None and cache not in _CACHES:
+        raise ValueError(
+            f"cache_implementation={cache!r} cannot be pruned: every layer keeps other tokens, on the model's device, "
+            f"which only {' and '.join(map(repr, _CACHES))} caches can hold"
+        )
+    if cache == "static" and method.decoding is not None:
+        raise ValueError(
+            "cache_implementation='static' cannot be used where decoding chooses what it attends to; leave it unset, "
+            "or use DyCoke(p=0)"
+        )
+    if _setting(model, given, "assistant_early_exit") is not None or given.get("assistant_model") is model:
+        raise ValueError("a model cannot assist itself while it is pruned: pass another model as assistant_model")

@@ -1,0 +1,1 @@
+"""The training of the small model. It is not in the wheel."""

@@ -1,0 +1,1 @@
+"""Small tools for tensors, which know nothing but PyTorch."""
