@@ -5,23 +5,23 @@ position occurs at most once per segment, a cut keeps exactly its quota, or all 
 cost a given share of FLOPs, which deduplication has a say in, is the first cut tried, and read, at several settings.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from adatp.engine.scoring import Scoring
 from adatp.flops import linear_ratio
 from adatp.layout import PromptLayout, by_layer
 from adatp.methods.method import BetweenLayers, Grouping
 from adatp.tensors.transfer import send
 from adatp_kernels.compact import compact
-from adatp_kernels.dispatch import Impl
-from adatp_kernels.score import score
 from adatp_kernels.select import FIXED, select
 
 FLOPS_TOLERANCE = 0.0005  # of a share that was asked for
+DEFAULT = Scoring()
 
 
 @dataclass(frozen=True)
@@ -87,12 +87,14 @@ class Plan:
     """What the one host read brings: enough to size every layer. Host values; S slots, as many as frames.
 
     Attributes:
+        method: what is applied, at the `flops` asked for.
         segment_of_frame: `[n]` int64.
         similarity: `[n]` float64 text relevance (eq. 3); NaN where it was not computed.
         significant: `[S]` bool.
         kept: `[K, S]` int64 tokens of every segment after each of the K cuts.
     """
 
+    method: BetweenLayers
     segment_of_frame: Tensor
     similarity: Tensor
     significant: Tensor
@@ -102,29 +104,30 @@ class Plan:
 class _FirstCut(NamedTuple):
     """What the first cut settles; `quota` `[K, S]` is `Plan.kept` on the device, `keep` `[1, W]` bool."""
 
-    method: BetweenLayers
     quota: Tensor
     plan: Plan
     keep: Tensor
 
 
-class Prefill:
+class Cuts:
     """The cuts of one prompt, in order.
 
     Args:
-        method: which tokens go, and where. As an attribute, the method at the `flops` asked for, once it is known.
+        method: which tokens go, and where.
         layers: decoder layers of the model, N.
         layout: the prompt.
         frames: `[n, F]` a feature per frame, or None where the method wants none.
         similarity: `[n]` text relevance of every frame, or None: then no segment is significant.
-        impl: implementation of the three operations.
-        average: makes a rank's `[1, C]` mean scores over its heads those over all heads, where heads are split over
-            ranks (tensor parallelism).
+        scoring: how scores are computed, and by which implementation the three operations run.
         flops: share of the unpruned prefill's FLOPs (linear layers) that the prefill shall cost, where the method
             does not already say.
         draft: tokens at the end of `layout` that follow the prompt, and are no part of its cost.
 
     Attributes:
+        method, layers, layout: the same.
+        ratios: by layer with a cut in front of it, in order: the share of the visual tokens that may enter it.
+        plan: what the first cut settles; None before it.
+        origins: by layer with a cut in front of it: `Tokens.origin` after the cut.
         notes: what the user should know.
 
     Raises:
@@ -136,10 +139,10 @@ class Prefill:
         method: BetweenLayers,
         layers: int,
         layout: PromptLayout,
+        *,
         frames: Tensor | None = None,
         similarity: Tensor | None = None,
-        impl: Impl = "auto",
-        average: Callable[[Tensor], Tensor] | None = None,
+        scoring: Scoring = DEFAULT,
         flops: float | None = None,
         draft: int = 0,
     ) -> None:
@@ -147,14 +150,13 @@ class Prefill:
         self.method = method
         self.layers = layers
         self.layout = layout
-        self.impl = impl
-        self.average = average
-        self.flops = flops
-        self.draft = draft
-        self.cuts = method.cuts(layers)
+        self.ratios = method.cuts(layers)
         self.plan: Plan | None = None
-        self.origins: dict[int, Tensor] = {}  # by layer of a cut: `Tokens.origin` after it
+        self.origins: dict[int, Tensor] = {}
         self.notes: list[str] = []
+        self._scoring = scoring
+        self._flops = flops
+        self._draft = draft
         self._frames = frames
         self._similarity = similarity
         self._fixed = layout.length - layout.visual_tokens
@@ -163,9 +165,10 @@ class Prefill:
         self._widths: list[int] = []
         self._quotas: Sequence[Tensor] = ()
         self._places: list[Places] = []
-        if not self.cuts:
+        if not self.ratios:
             unknown = torch.full((layout.frames,), float("nan"), dtype=torch.float64)
-            self.plan = Plan(self._grouping.segment_of_frame, unknown, self._grouping.significant, self._grouping.quota)
+            grouping = self._grouping
+            self.plan = Plan(method, grouping.segment_of_frame, unknown, grouping.significant, grouping.quota)
 
     @property
     def compared(self) -> bool:
@@ -202,13 +205,13 @@ class Prefill:
         """What enters `layer`, given what the layer before it has put out.
 
         Args:
-            layer: one of `self.cuts`, each once and in order.
+            layer: one of `ratios`, each once and in order.
             tokens: the output of layer `layer - 1`.
             query: `[1, H, T, d]` post-rotary queries of `tokens.places.rows` in layer `layer - 1`.
             key: `[1, G, W, d]` its post-rotary keys.
             scale: its attention's scaling.
         """
-        k = list(self.cuts).index(layer)
+        k = list(self.ratios).index(layer)
         if k and self._widths[k] == self._widths[k - 1]:
             self.origins[layer] = tokens.origin
             return tokens  # every quota is above what lives: nothing goes
@@ -221,7 +224,7 @@ class Prefill:
         width = self._widths[k]
         tables = () if self.method.renumbers else (tokens.cos, tokens.sin)
         hidden, position, origin, *moved = compact(
-            keep, [width], (tokens.hidden, tokens.position, tokens.origin, *tables), impl=self.impl
+            keep, [width], (tokens.hidden, tokens.position, tokens.origin, *tables), impl=self._scoring.impl
         )
         if not k:  # the device has the compaction to do meanwhile
             self._places = self._foresee(tokens.places.rows)
@@ -232,8 +235,7 @@ class Prefill:
     @torch.no_grad()
     def _scores(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tensor:
         """`[1, C]` float32 scores of the tokens in `tokens.places.columns`."""
-        scores = score(query, key, tokens.places.rows, tokens.places.columns, scale=scale, impl=self.impl)
-        return scores if self.average is None else self.average(scores)
+        return self._scoring(query, key, tokens.places.rows, tokens.places.columns, scale=scale)
 
     def _keep(
         self, tokens: Tokens, scores: Tensor, quota: Tensor, segment: Tensor | None = None
@@ -256,15 +258,15 @@ class Prefill:
             segment=segment,
             # after the first cut no position occurs twice in a segment
             deduplicate=self.method.deduplicates and segment is not None,
-            impl=self.impl,
+            impl=self._scoring.impl,
         )
 
     def _make_first_cut(self, tokens: Tokens, scores: Tensor) -> Tensor:
         """`[1, W]` bool: what the first cut keeps; and settle how many tokens of each segment all later cuts keep."""
-        first = self._first_cut(self.method, tokens, scores) if self.flops is None else self._fit(tokens, scores)
-        self.method, quota, self.plan, keep = first
-        self._widths, self._quotas = self._widths_of(self.plan), quota.split(1)
-        return keep
+        first = self._first_cut(self.method, tokens, scores) if self._flops is None else self._fit(tokens, scores)
+        self.plan = first.plan
+        self._widths, self._quotas = self._widths_of(self.plan), first.quota.split(1)
+        return first.keep
 
     def _first_cut(self, method: BetweenLayers, tokens: Tokens, scores: Tensor) -> _FirstCut:
         """What a method's first cut keeps, and so how many tokens all that follows will have."""
@@ -273,9 +275,9 @@ class Prefill:
         quota = send(grouping.quota, device)
         keep, kept = self._keep(tokens, scores, quota[:1], send(grouping.segment_of_frame, device)[None])
         quota = torch.cat([kept, quota[1:]]).cummin(0).values  # [K, S]
-        return _FirstCut(method, quota, self._read(grouping, quota), keep)
+        return _FirstCut(quota, self._read(method, grouping, quota), keep)
 
-    def _read(self, grouping: Grouping, quota: Tensor) -> Plan:
+    def _read(self, method: BetweenLayers, grouping: Grouping, quota: Tensor) -> Plan:
         """The one host read: what the first cut kept, and what the report wants to know of the segments."""
         if self._similarity is None:
             similarity = quota.new_full((1, self.layout.frames), float("nan"), dtype=torch.float64)
@@ -283,33 +285,33 @@ class Prefill:
             similarity = self._similarity[None].to(quota.device, torch.float64)
         parts = [send(part, quota.device)[None] for part in (grouping.segment_of_frame, grouping.significant)]
         host = torch.cat([similarity, *parts, quota]).cpu()  # all in fp64, which holds every count exactly
-        similar, segment_of_frame, significant, kept = host.split([1, 1, 1, len(self.cuts)])
-        return Plan(segment_of_frame[0].long(), similar[0], significant[0].bool(), kept.long())
+        similar, segment_of_frame, significant, kept = host.split([1, 1, 1, len(self.ratios)])
+        return Plan(method, segment_of_frame[0].long(), similar[0], significant[0].bool(), kept.long())
 
     def _fit(self, tokens: Tokens, scores: Tensor) -> _FirstCut:
         """The first cut with the method's knob turned so that the prefill costs `flops`."""
-        assert self.flops is not None
+        assert self._flops is not None
         low, high = self.method.knob_range
         best = self._first_cut(self.method.with_knob(high), tokens, scores)
         cost = self._cost(best.plan)
-        if cost < self.flops - FLOPS_TOLERANCE:
+        if cost < self._flops - FLOPS_TOLERANCE:
             self.notes.append(
-                f"flops={self.flops:g} is out of reach: what deduplication leaves costs {cost:.4f} at most"
+                f"flops={self._flops:g} is out of reach: what deduplication leaves costs {cost:.4f} at most"
             )
             return best
-        while abs(cost - self.flops) > FLOPS_TOLERANCE and high - low > 1e-4:
+        while abs(cost - self._flops) > FLOPS_TOLERANCE and high - low > 1e-4:
             middle = (low + high) / 2
             tried = self._first_cut(self.method.with_knob(middle), tokens, scores)
             tried_cost = self._cost(tried.plan)
-            low, high = (middle, high) if tried_cost < self.flops else (low, middle)
-            if abs(tried_cost - self.flops) < abs(cost - self.flops):
+            low, high = (middle, high) if tried_cost < self._flops else (low, middle)
+            if abs(tried_cost - self._flops) < abs(cost - self._flops):
                 best, cost = tried, tried_cost
         return best
 
     def _cost(self, plan: Plan) -> float:
         """FLOPs of the prefill's linear layers over the unpruned one's."""
-        prompt, widths = self.layout.length - self.draft, (width - self.draft for width in self._widths_of(plan))
-        return linear_ratio(by_layer(self.layers, prompt, dict(zip(self.cuts, widths, strict=True))), prompt)
+        prompt, widths = self.layout.length - self._draft, (width - self._draft for width in self._widths_of(plan))
+        return linear_ratio(by_layer(self.layers, prompt, dict(zip(self.ratios, widths, strict=True))), prompt)
 
     def _widths_of(self, plan: Plan) -> list[int]:
         """Tokens of the prompt after each cut."""

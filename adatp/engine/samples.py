@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from adatp.engine.compression import Compression
-from adatp.engine.cuts import Prefill
+from adatp.engine.cuts import Cuts
 from adatp.layout import by_layer
 from adatp.report import Sample, Segment
 
@@ -14,19 +14,19 @@ def whole_sample(layers: int, length: int) -> Sample:
     return Sample((), (0, 0), length, None, (0,) * layers, None, (), None, torch.zeros(0, dtype=torch.int64), {})
 
 
-def cut_sample(prefill: Prefill, length: int, question: str | None) -> Sample:
+def cut_sample(cuts: Cuts, length: int, question: str | None) -> Sample:
     """A prompt of `length` tokens whose prefill is finished. Reads nothing from the device.
 
     Args:
-        prefill: its cuts.
+        cuts: its cuts.
         length: tokens of the prompt.
         question: what the frames were compared with, None if they were not.
     """
-    plan, layout = prefill.plan, prefill.layout
+    plan, layout = cuts.plan, cuts.layout
     assert plan is not None, "a finished prefill has made its first cut"
 
     def kept(whole: int, after: Tensor) -> tuple[int, ...]:
-        return tuple(by_layer(prefill.layers, whole, dict(zip(prefill.cuts, after.tolist(), strict=True))))
+        return tuple(by_layer(cuts.layers, whole, dict(zip(cuts.ratios, after.tolist(), strict=True))))
 
     home, similar = plan.segment_of_frame.tolist(), plan.similarity.tolist()
     segments = []
@@ -49,9 +49,9 @@ def cut_sample(prefill: Prefill, length: int, question: str | None) -> Sample:
         kept=kept(layout.visual_tokens, plan.kept.sum(1)),
         similarity=None if question is None else tuple(similar),
         segments=tuple(segments),
-        method=prefill.method,
+        method=plan.method,
         _visual=layout.visual,
-        _origins={layer: origin[0] for layer, origin in prefill.origins.items()},
+        _origins={layer: origin[0] for layer, origin in cuts.origins.items()},
     )
 
 

@@ -1,13 +1,10 @@
 """Decoding that attends to a share of the visual tokens in the cache, as DyCoke does."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from adatp_kernels.dispatch import Impl
-from adatp_kernels.score import score
+from adatp.engine.scoring import Scoring
 from adatp_kernels.select import FIXED, select
 
 STEADY = 0.9  # cosine of two steps' attention from which the authors choose nothing
@@ -39,8 +36,7 @@ class SparseVisual:
         kept: Tensor | None,
         *,
         scale: float,
-        average: Callable[[Tensor], Tensor] | None,
-        impl: Impl,
+        scoring: Scoring,
     ) -> None:
         """Set `attended` for a step of one token.
 
@@ -49,14 +45,12 @@ class SparseVisual:
             key: `[B, G, K', d]` of all in the cache, the new token included.
             kept: `[B, K]` bool, False in left padding; None where no sample is padded.
             scale: of the attention.
-            average: see `adatp.engine.cuts.Prefill`.
-            impl: implementation of the operations.
+            scoring: how scores are computed, and by which implementation the operations run.
         """
         batch, slots = self._visual.shape
         rows = torch.full((batch, 1), key.shape[2] - 1, device=key.device)
         first_key = None if kept is None else (~kept).sum(1)
-        attention = score(query, key, rows, (0, slots), scale=scale, first_key=first_key, impl=impl)
-        attention = attention if average is None else average(attention)
+        attention = scoring(query, key, rows, (0, slots), scale=scale, first_key=first_key)
         attention = attention.masked_fill(~self._visual, 0.0)
         best, _ = select(
             attention,
@@ -65,7 +59,7 @@ class SparseVisual:
             self._quota[:, None],
             positions=1,
             deduplicate=False,
-            impl=impl,
+            impl=scoring.impl,
         )
         if self._last is not None:
             steady = cosine_similarity(attention, self._last, dim=1) >= STEADY

@@ -2,16 +2,13 @@
 
 import threading
 import weakref
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adatp.hf.cache import PrunedLayer, PrunedStaticLayer, Shift
-from adatp.methods.method import Method
-from adatp.models.family import Family
-from adatp_kernels.dispatch import Impl
+from adatp.hf.setup import Setup
 
 Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
 
@@ -30,17 +27,11 @@ class Decoding:
     """The layers of a model after the prompt.
 
     Args:
-        family: the model.
-        method: what was applied to the prompt.
-        average: see `adatp.engine.cuts.Prefill`.
-        impl: implementation of scores and selection, where decoding chooses what it attends to.
+        setup: what was applied to the prompt, on its model.
     """
 
-    def __init__(self, family: Family, method: Method, average: Callable[[Tensor], Tensor] | None, impl: Impl) -> None:
-        self._family = family
-        self._method = method
-        self._average = average
-        self._impl = impl
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
         self._step = _Step()
 
     def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -63,11 +54,11 @@ class Decoding:
             tables = self._shifted(layer.shift, hidden, kwargs["position_ids"], cache)
             kwargs = {**kwargs, "position_embeddings": tables}
         own, new = kwargs.get("attention_mask"), hidden.shape[1]
-        attention = self._family.decoder.config._attn_implementation
-        if self._method.decoding is None or isinstance(layer, PrunedStaticLayer):
+        attention, decoding = self._setup.attention, self._setup.method.decoding
+        if decoding is None or isinstance(layer, PrunedStaticLayer):
             mask = layer.decode_mask(own, new, attention)
         else:
-            first = self._method.decoding.layer
+            first = decoding.layer
             attended = self._attended(index, first, cache.layers[first - 1], new, kwargs["position_embeddings"])
             mask = layer.decode_mask(own, new, attention, attended)
         return {**kwargs, "attention_mask": mask}
@@ -76,7 +67,9 @@ class Decoding:
         """After the query projection of decoder layer `index`: keep the new token's query, if it is wanted."""
         if torch.compiler.is_dynamo_compiling() or self._step.asking is None:
             return
-        self._step.query = self._family.rotate(self._family.decoder.layers[index], projected, *self._step.asking)
+        self._step.query = self._setup.family.rotate(
+            self._setup.family.decoder.layers[index], projected, *self._step.asking
+        )
         self._step.asking = None
 
     def _shifted(self, shift: Shift, hidden: Tensor, position_ids: Tensor, cache: Any) -> Tables:
@@ -92,7 +85,7 @@ class Decoding:
 
     def _moved(self, shift: Shift, hidden: Tensor, position_ids: Tensor) -> Tables:
         positions = position_ids.to(hidden.device) - shift.tokens.to(hidden.device)[:, None]
-        tables: Tables = self._family.decoder.rotary_emb(hidden, positions)
+        tables: Tables = self._setup.family.decoder.rotary_emb(hidden, positions)
         return tables
 
     @torch.compiler.disable
@@ -116,8 +109,7 @@ class Decoding:
                 query.to(scorer.keys.device),
                 scorer.keys,
                 scorer.kept,
-                scale=self._family.scale(self._family.decoder.layers[first - 1]),
-                average=self._average,
-                impl=self._impl,
+                scale=self._setup.family.scale(self._setup.family.decoder.layers[first - 1]),
+                scoring=self._setup.scoring,
             )
         return sparse.attended

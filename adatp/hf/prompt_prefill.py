@@ -1,45 +1,72 @@
 """One prompt on its way through the decoder's layers, from what enters the first cut to the last."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from adatp.engine.cuts import Prefill, Tokens
-from adatp.hf.side_stream import Beside
-from adatp.models.family import Family
+from adatp.engine.cuts import Cuts, Tokens
+from adatp.hf.setup import Setup
+from adatp.hf.side_stream import SideStream
 from adatp.tensors.masks import causal_mask
 
+Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
 
-@dataclass
-class PrunedPrompt:
-    """Carries a prompt's tokens from layer to layer.
+
+class PendingScore:
+    """A layer that will score the cut behind it: first without queries, then with them, then taken.
 
     Args:
-        family: the model.
-        prefill: the cuts.
-        beside: where what the first cut reads was computed.
+        layer: its number.
+        cache: where it leaves its keys.
+    """
+
+    def __init__(self, layer: int, cache: Any) -> None:
+        self.layer = layer
+        self.query: Tensor | None = None
+        self._cache = cache
+
+    def take(self) -> tuple[Tensor, Tensor]:
+        """Return `[1, H, T, d]` queries and `[1, G, W, d]` keys.
+
+        Raises:
+            RuntimeError: nobody has seen the queries.
+        """
+        if self.query is None:
+            raise RuntimeError(
+                f"the query projection of decoder layer {self.layer} did not run as a module, so the layer cannot "
+                "score: was it replaced after apply()? Call remove(), change the model, and apply() again"
+            )
+        return self.query, self._cache.layers[self.layer].keys
+
+
+class PromptPrefill:
+    """Carries a prompt's tokens from layer to layer, and cuts them.
+
+    Args:
+        setup: the method on its model.
+        cuts: of the prompt; at least one.
+        side: where what the first cut reads is computed.
 
     Attributes:
+        cuts: the same.
         is_through: whether the layers behind the last cut have run already, all at once.
     """
 
-    family: Family
-    prefill: Prefill
-    beside: Beside
-    is_through: bool = False
-    _tokens: Tokens | None = None
-    _mask: Tensor | None = None
-    _scorer: int | None = None  # the layer whose queries are wanted ...
-    _query: Tensor | None = None  # ... what they are ...
-    _tables: tuple[Tensor, Tensor] | None = None  # ... by which rotary tables ...
-    _cache: Any = None  # ... and where its keys will be
+    def __init__(self, setup: Setup, cuts: Cuts, side: SideStream) -> None:
+        self.cuts = cuts
+        self.is_through = False
+        self._setup = setup
+        self._side = side
+        self._tokens: Tokens | None = None  # until the first layer is entered
+        self._mask: Tensor | None = None
+        self._pending: PendingScore | None = None
+        self._tables: Tables | None = None  # of the text rows, where they keep their positions
 
     def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Before decoder layer `index`: cut its input, and give it what belongs to the tokens that are left.
+        """Cut what enters decoder layer `index`, and give the layer what belongs to the tokens that are left.
 
         Args:
             index: of a layer, from the first that scores a cut on, each once and in order.
@@ -49,82 +76,87 @@ class PrunedPrompt:
         Returns:
             What to call it with instead.
         """
-        method, cuts, cache = self.prefill.method, self.prefill.cuts, kwargs.get("past_key_values")
-        if self._tokens is None:
-            cos, sin = (table.to(hidden.device) for table in kwargs["position_embeddings"])
-            self._tokens = self.prefill.tokens(hidden, cos, sin)
-        else:
-            self._tokens = self._tokens.follow(hidden)
-        if index in cuts:
-            self._tokens = self._cut(index, self._tokens)
-        tokens = self._tokens
-        if index >= min(cuts):
+        cuts = self.cuts
+        tokens = self._follow(hidden, kwargs)
+        if index in cuts.ratios:
+            tokens = self._cut(index, tokens)
+        self._tokens = tokens
+        if index >= min(cuts.ratios):
             kwargs = {
                 **kwargs,
                 "position_embeddings": (tokens.cos, tokens.sin),
                 "position_ids": None,  # flash attention takes gaps in them for packed sequences
                 "attention_mask": self._mask,
             }
-        if index + 1 in cuts and not method.scores_itself:
-            self._scorer = index
+        if index + 1 in cuts.ratios and not cuts.method.scores_itself:
             # where the caller wants no cache, the layer leaves its keys in one of ours
-            self._cache = cache if cache is not None else DynamicCache()
-            kwargs = {**kwargs, "past_key_values": self._cache}
+            cache = DynamicCache() if kwargs.get("past_key_values") is None else kwargs["past_key_values"]
+            self._pending = PendingScore(index, cache)
+            kwargs = {**kwargs, "past_key_values": cache}
         return tokens.hidden, kwargs
 
     @torch.no_grad()
     def project(self, index: int, projected: Tensor) -> None:
-        """After the query projection of decoder layer `index`: keep the text rows' queries, if it scores a cut.
+        """Keep the text rows' queries of what the query projection of layer `index` has put out, if it scores a cut.
 
         Args:
             index: of the layer.
             projected: `[1, W, H * d]` before the rotation.
         """
-        if index != self._scorer:
+        if not self._scores(index):
             return
+        assert self._pending is not None
         assert self._tokens is not None
-        tokens, layer = self._tokens, self.family.decoder.layers[index]
+        tokens, family = self._tokens, self._setup.family
         rows = tokens.places.rows[0]
-        if self._tables is None or self.prefill.method.renumbers:  # else the text keeps its positions
+        if self._tables is None or self.cuts.method.renumbers:
             self._tables = tokens.cos.index_select(1, rows), tokens.sin.index_select(1, rows)
-        self._query = self.family.queries(layer, projected, rows, *self._tables)
+        self._pending.query = family.queries(family.decoder.layers[index], projected, rows, *self._tables)
 
     @torch.no_grad()
-    def ask(self, index: int, project: Callable[[Tensor, Tensor, tuple[Tensor, Tensor]], Tensor]) -> None:
-        """Before decoder layer `index` runs without calling `project`: the same, of what enters the layer.
+    def ask(self, index: int, project: Callable[[Tensor, Tensor, Tables], Tensor]) -> None:
+        """Make the queries of what enters layer `index`, if it scores a cut, where `project` is not called.
 
         Args:
             index: of the layer.
             project: makes queries of what enters it, some of its rows and the rotary tables.
         """
-        if index != self._scorer:
+        if not self._scores(index):
             return
+        assert self._pending is not None
         assert self._tokens is not None
         tokens = self._tokens
-        self._query = project(tokens.hidden, tokens.places.rows[0], (tokens.cos, tokens.sin))
+        self._pending.query = project(tokens.hidden, tokens.places.rows[0], (tokens.cos, tokens.sin))
+
+    def _scores(self, index: int) -> bool:
+        return self._pending is not None and self._pending.layer == index
+
+    def _follow(self, hidden: Tensor, kwargs: dict[str, Any]) -> Tokens:
+        """The tokens that are left, as the layer before has put them out."""
+        if self._tokens is not None:
+            return self._tokens.follow(hidden)
+        cos, sin = (table.to(hidden.device) for table in kwargs["position_embeddings"])
+        return self.cuts.tokens(hidden, cos, sin)
 
     def _cut(self, index: int, tokens: Tokens) -> Tokens:
-        scorer = index if self.prefill.method.scores_itself else index - 1
-        layer = self.family.decoder.layers[scorer]
-        query, key = self._ask(layer, tokens) if scorer == index else self._asked(scorer)
+        setup = self._setup
+        scorer = index if self.cuts.method.scores_itself else index - 1
+        layer = setup.family.decoder.layers[scorer]
+        query, key = self._project_unrun(layer, tokens) if scorer == index else self._taken()
         device = tokens.hidden.device
-        if self.prefill.plan is None:
-            self.beside.join(*self.prefill.awaited)
-        cut = self.prefill.cut(index, tokens, query.to(device), key.to(device), self.family.scale(layer))
-        self._mask = causal_mask(cut.hidden, self.family.decoder.config._attn_implementation)
+        if self.cuts.plan is None:
+            self._side.join(*self.cuts.awaited)
+        cut = self.cuts.cut(index, tokens, query.to(device), key.to(device), setup.family.scale(layer))
+        self._mask = causal_mask(cut.hidden, setup.attention)
         return cut
 
     @torch.no_grad()
-    def _ask(self, layer: Any, tokens: Tokens) -> tuple[Tensor, Tensor]:
+    def _project_unrun(self, layer: Any, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Queries of the rows that score, and keys, of a layer that has not run yet."""
-        return self.family.project(layer, tokens.hidden, tokens.places.rows[0], tokens.cos, tokens.sin)
+        return self._setup.family.project(layer, tokens.hidden, tokens.places.rows[0], tokens.cos, tokens.sin)
 
-    def _asked(self, scorer: int) -> tuple[Tensor, Tensor]:
-        """The same of one that has."""
-        if self._query is None:
-            raise RuntimeError(
-                f"the query projection of decoder layer {scorer} did not run as a module, so the layer cannot score: "
-                "was it replaced after apply()? Call remove(), change the model, and apply() again"
-            )
-        query, self._query = self._query, None
-        return query, self._cache.layers[scorer].keys
+    def _taken(self) -> tuple[Tensor, Tensor]:
+        """Queries and keys of the layer that has run."""
+        assert self._pending is not None
+        pending, self._pending = self._pending, None
+        return pending.take()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Beside:
+class SideStream:
     """Work that runs beside the layers: on CUDA on a stream of its own, elsewhere at once.
 
     Args:

@@ -2,12 +2,15 @@
 
 import copy
 import inspect
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from adatp.hf.batch import Batch
 from adatp.hf.cache import check_cache
+from adatp.hf.setup import Setup
 from adatp.methods.method import Method
 from adatp.models.family import Family
 
@@ -37,7 +40,7 @@ class Prepared(NamedTuple):
     batch: Batch | None = None
 
 
-def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -> Prepared:
+def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
     """Read the prompts that `generate` is given, before anything is computed.
 
     Most of what is refused here the forward would refuse as well; but from transformers 5.18 on the video has been
@@ -45,14 +48,14 @@ def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -
 
     Args:
         model: whose generate it is.
-        family: of the model.
-        method: what is applied.
+        setup: the method on it.
         given: its arguments by name.
 
     Raises:
         ValueError: a prompt with a video that cannot be pruned, or not under one of the settings.
         TypeError: a cache that cannot hold it.
     """
+    family, method = setup.family, setup.method
     ids, embeds, cache = given.get("input_ids"), given.get("inputs_embeds"), given.get("past_key_values")
     ids = given.get("inputs") if ids is None else ids
     if embeds is not None:
@@ -67,7 +70,7 @@ def prepare(model: Any, family: Family, method: Method, given: dict[str, Any]) -
     encoded = given.get("mm_encoder_outputs") or {}
     if is_continued(cache, arrives=given.get("pixel_values_videos") is not None or "video" in encoded):
         return Prepared(length, {})
-    check_support(family, method, cache)
+    check_support(setup, cache)
     batch = Batch.read(family, ids, given.get("attention_mask"))
     copies = max(_setting(model, given, "num_beams") or 1, _setting(model, given, "num_return_sequences") or 1)
     several = any(layout is not None and len(layout.videos) > 1 for layout in batch.layouts)
@@ -92,12 +95,29 @@ def is_continued(cache: Any, *, arrives: bool) -> bool:
     return continued
 
 
-def check_support(family: Family, method: Method, cache: Any) -> None:
+def check_support(setup: Setup, cache: Any) -> None:
     """Refuse an attention implementation, or a cache, that cannot be pruned."""
-    attention = family.decoder.config._attn_implementation
+    attention = setup.attention
     if attention not in SUPPORTED_ATTENTION:
         raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
-    check_cache(cache, attention, sparse=method.decoding is not None)
+    check_cache(cache, attention, sparse=setup.method.decoding is not None)
+
+
+def check_gradients(family: Family) -> None:
+    """Refuse a prefill that is to have gradients."""
+    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in family.decoder.parameters()):
+        raise ValueError(
+            "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
+            "torch.no_grad() or torch.inference_mode(), as generate() does, or train without pruning"
+        )
+
+
+def refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Refuse to serve requests from pages of one cache."""
+    raise ValueError(
+        f"{getattr(method, '__name__', 'continuous batching')}: continuous batching cannot run on a pruned model, "
+        "because its paged cache holds the same tokens in every layer; use generate() on a batch, or remove() first"
+    )
 
 
 def _setting(model: Any, given: dict[str, Any], name: str) -> Any:

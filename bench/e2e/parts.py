@@ -10,10 +10,10 @@ from unittest import mock
 import torch
 
 import adatp.engine.cuts
-from adatp.engine.cuts import Prefill
+from adatp.engine.cuts import Cuts
 from adatp.evaluation.measure import applied, prefill
 from adatp.evaluation.session import Loaded
-from adatp.hf.prompt_prefill import PrunedPrompt
+from adatp.hf.prompt_prefill import PromptPrefill
 from adatp.methods import Method
 from adatp.models import family_of
 from adatp.relevance import Questions, Relevance
@@ -23,11 +23,11 @@ from bench.timing import keep_busy
 PARTS = {  # of the pruning, by what computes it
     "question": (Questions, "features"),
     "relevance": (Relevance, "forward"),
-    "text queries": (PrunedPrompt, "project"),
-    "scoring": (Prefill, "_scores"),
-    "selection": (Prefill, "_keep"),
+    "text queries": (PromptPrefill, "project"),
+    "scoring": (Cuts, "_scores"),
+    "selection": (Cuts, "_keep"),
     "compaction": (adatp.engine.cuts, "compact"),
-    "synchronisation": (Prefill, "_read"),
+    "synchronisation": (Cuts, "_read"),
 }
 BUSY = "kept busy"  # what is queued so that the device never waits for the host, and not counted
 
@@ -59,7 +59,7 @@ def _parts(
     with Exclusive(clock) as spent:
         for part, (owner, name) in PARTS.items():
             spent.watch(part, owner, name)
-        _then(spent, Prefill, "_read", busy)  # the host begins anew there, with nothing queued
+        _then(spent, Cuts, "_read", busy)  # the host begins anew there, with nothing queued
         for i, layer in enumerate(decoder.layers):
             # hooks run around its forward, so a cut in front of it is not in its time
             spent.watch(f"layer {i}", layer)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatp.engine.cuts import Prefill, Tokens
+from adatp.engine.cuts import Cuts, Tokens
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp.layout import PromptLayout
 from adatp.methods import AdaTP
@@ -18,7 +18,7 @@ from bench.timing import CLOCKS, host_seconds, replayed, synchronize
 ROUNDS = 10 if DEVICE.type == "cuda" else 2
 
 
-class Cuts:
+class RandomCuts:
     """The first two cuts of a prompt.
 
     Args:
@@ -48,15 +48,15 @@ class Cuts:
     def _random(*size: int) -> Tensor:
         return torch.randn(*size, device=DEVICE).to(DTYPE)
 
-    def start(self) -> tuple[Prefill, Tokens]:
+    def start(self) -> tuple[Cuts, Tokens]:
         """A prefill before its first cut."""
-        prefill = Prefill(AdaTP(), self._layers, self._layout, self._frames, self._similarity)
-        return prefill, prefill.tokens(*self._whole)
+        cuts = Cuts(AdaTP(), self._layers, self._layout, frames=self._frames, similarity=self._similarity)
+        return cuts, cuts.tokens(*self._whole)
 
-    def cut(self, prefill: Prefill, number: int, tokens: Tokens) -> Tokens:
+    def cut(self, cuts: Cuts, number: int, tokens: Tokens) -> Tokens:
         """Make a cut; several times, if it is not the first."""
-        layer = list(prefill.cuts)[number]
-        return prefill.cut(layer, tokens, self._query, self._key[:, :, : tokens.width], self._scale)
+        layer = list(cuts.ratios)[number]
+        return cuts.cut(layer, tokens, self._query, self._key[:, :, : tokens.width], self._scale)
 
 
 def measure_cuts(case: Case) -> list[dict[str, Any]]:
@@ -65,30 +65,30 @@ def measure_cuts(case: Case) -> list[dict[str, Any]]:
     The first cut waits for the device to read what it has kept, and the device then waits for the host: both are in its
     device time. Where deduplication has left less than every later quota, there is no other cut.
     """
-    cuts = Cuts(case)
-    prefill, tokens = cuts.start()
-    after = cuts.cut(prefill, 0, tokens)  # compiles
+    random = RandomCuts(case)
+    cuts, tokens = random.start()
+    after = random.cut(cuts, 0, tokens)  # compiles
 
-    started = [cuts.start() for _ in range(2 * ROUNDS + 2)]
+    started = [random.start() for _ in range(2 * ROUNDS + 2)]
 
     def first() -> None:
-        cuts.cut(started[-1][0], 0, started.pop()[1])
+        random.cut(started[-1][0], 0, started.pop()[1])
 
     first_row = {"cut": "first", "width": after.width, "how": "queue: it waits for the device"}
     first_row |= {"seconds": _with(list(CLOCKS.values())[-1], first), "host": _with(time.perf_counter, first)}
     rows = [{**first_row, "trace": trace(first)}]
 
-    assert prefill.plan is not None
-    widths = prefill.plan.kept.sum(1).tolist()
+    assert cuts.plan is not None
+    widths = cuts.plan.kept.sum(1).tolist()
     number = next((number for number, width in enumerate(widths) if width < widths[0]), None)
     if number is None:
         return rows
 
     def later() -> None:
-        cuts.cut(prefill, number, after)
+        random.cut(cuts, number, after)
 
     seconds, how = replayed(later, rounds=ROUNDS)
-    later_row = {"cut": "later", "width": cuts.cut(prefill, number, after).width, "how": how}
+    later_row = {"cut": "later", "width": random.cut(cuts, number, after).width, "how": how}
     later_row |= {"seconds": seconds, "host": host_seconds(later, rounds=ROUNDS)}
     return [*rows, {**later_row, "trace": trace(later)}]
 

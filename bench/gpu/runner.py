@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import adatp
-from adatp.engine.cuts import Prefill
+from adatp.engine.cuts import Cuts
 from adatp.evaluation.session import Loaded
 from adatp.hf.stopwatch import Stopwatch
 from adatp.methods import Method
@@ -84,8 +84,8 @@ class Runner:
     def cuts(self) -> dict[str, float]:
         """Seconds that the cuts of a prefill take the host, and how long it waits for the device within them."""
         with self._ready() as run, Exclusive(HOST) as spent:
-            spent.watch("host", Prefill, "cut")
-            spent.watch("waiting", Prefill, "_read")
+            spent.watch("host", Cuts, "cut")
+            spent.watch("waiting", Cuts, "_read")
             run()
         return {name: spent.seconds[name] for name in ("host", "waiting")}
 

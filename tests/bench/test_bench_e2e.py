@@ -13,7 +13,7 @@ import torch
 import bench.e2e.__main__ as command
 from adatp.evaluation.measure import applied, prefill
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
-from adatp.hf.prompt_prefill import PrunedPrompt
+from adatp.hf.prompt_prefill import PromptPrefill
 from adatp.methods import AdaTP, FastV
 from bench.e2e import models
 from bench.e2e.decode import decode
@@ -215,8 +215,8 @@ def test_parts_make_up_the_whole(loaded, inputs):
 
 
 def test_what_a_part_takes_within_a_layer_is_not_the_layers(loaded, inputs, monkeypatch):
-    project = PrunedPrompt.project
-    monkeypatch.setattr(PrunedPrompt, "project", lambda *args: (time.sleep(0.3), project(*args))[1])
+    project = PromptPrefill.project
+    monkeypatch.setattr(PromptPrefill, "project", lambda *args: (time.sleep(0.3), project(*args))[1])
     found = parts(loaded, inputs, AdaTP())
     assert found["pruning"]["text queries"] > 0.3
     assert max(found["layers"]) < 0.3

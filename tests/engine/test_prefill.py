@@ -16,7 +16,8 @@ from videollm import make_inputs
 
 import adatp
 from adatp.engine import cuts as cuts_module
-from adatp.engine.cuts import Plan, Prefill
+from adatp.engine.cuts import Cuts, Plan
+from adatp.engine.scoring import Scoring
 from adatp_kernels import compact_triton, score_triton, select_triton
 from adatp_kernels.dispatch import interpreted
 from adatp_kernels.select import FIXED
@@ -101,7 +102,7 @@ def run(prefill, layout, device):
 
     tokens = prefill.tokens(*(random(layout.length, width) for width in (6, 4, 4)))
     after = []
-    for layer in prefill.cuts:
+    for layer in prefill.ratios:
         rows = tokens.places.rows.shape[1]
         tokens = prefill.cut(layer, tokens, random(4, rows, 4), random(2, tokens.width, 4), 0.5)
         after.append(tokens)
@@ -113,7 +114,8 @@ def make(layout, device="cpu", impl=IMPL, **settings):
     features = torch.randn(6, 8)
     features[1] = features[0]
     config = adatp.AdaTP(last=4, **settings)
-    return Prefill(config, 12, layout, features.to(device), torch.rand(6).sub(0.4).to(device), impl)
+    similarity = torch.rand(6).sub(0.4).to(device)
+    return Cuts(config, 12, layout, frames=features.to(device), similarity=similarity, scoring=Scoring(impl))
 
 
 def segments(prefill, tokens):
@@ -168,7 +170,7 @@ def test_counts_follow_from_the_first_cut(layout):
 
 def test_no_segment_holds_frames_of_two_videos():
     layout = random_layout(3, 10, 2, grid=(3, 3))
-    prefill = Prefill(adatp.AdaTP(last=4), 12, layout, torch.ones(6, 8), None, IMPL)
+    prefill = Cuts(adatp.AdaTP(last=4), 12, layout, frames=torch.ones(6, 8), scoring=Scoring(IMPL))
     run(prefill, layout, "cpu")
     assert prefill.plan.segment_of_frame.tolist() == [0, 0, 0, 1, 1, 1]
 
@@ -180,11 +182,11 @@ def test_the_device_is_read_once(layout, monkeypatch, impl):
     expected = run(host, layout, "cpu")
     reads = []
 
-    def read(self, grouping, quota):
+    def read(self, method, grouping, quota):
         reads.append(quota.device.type)
         return host.plan
 
-    monkeypatch.setattr(Prefill, "_read", read)
+    monkeypatch.setattr(Cuts, "_read", read)
     after = run(make(layout, "meta", impl), layout, "meta")
     assert reads == ["meta"]
     assert [t.hidden.shape for t in after] == [t.hidden.shape for t in expected]
@@ -228,7 +230,7 @@ def watched_cuts(prefill, layout, device, watch):
     """Run all cuts, each inside `watch()`; what `watch()` gave, by cut."""
     tokens = prefill.tokens(*(torch.randn(1, layout.length, width, device=device) for width in (6, 4, 4)))
     watched = []
-    for layer in prefill.cuts:
+    for layer in prefill.ratios:
         query = torch.randn(1, 4, tokens.places.rows.shape[1], 4, device=device)
         key = torch.randn(1, 2, tokens.width, 4, device=device)
         with watch() as seen:
@@ -240,7 +242,7 @@ def watched_cuts(prefill, layout, device, watch):
 def test_a_later_cut_is_three_operations_and_nothing_else(layout, monkeypatch):
     host = make(layout)
     run(host, layout, "cpu")
-    monkeypatch.setattr(Prefill, "_read", lambda self, grouping, quota: host.plan)
+    monkeypatch.setattr(Cuts, "_read", lambda self, method, grouping, quota: host.plan)
     _, *seen = watched_cuts(make(layout, "meta", "triton"), layout, "meta", Operations)
     assert [operations.on_device for operations in seen] == [["adatp::score", "adatp::select", "adatp::compact"]] * 3
 
@@ -256,7 +258,7 @@ def test_few_operations_wait_for_the_host(monkeypatch, frames):
     def cuts(device, impl):
         torch.manual_seed(0)
         features, similarity = torch.randn(frames, 8).to(device), torch.rand(frames).sub(0.4).to(device)
-        prefill = Prefill(adatp.AdaTP(), 28, layout, features, similarity, impl)
+        prefill = Cuts(adatp.AdaTP(), 28, layout, frames=features, similarity=similarity, scoring=Scoring(impl))
         return watched_cuts(prefill, layout, device, Operations)
 
     cuts("cpu", "reference")
@@ -339,7 +341,9 @@ def test_a_cut_that_drops_nothing_moves_nothing(layout, monkeypatch):
 
 def test_a_segment_is_significant_only_above_the_threshold(layout):
     similarity = torch.tensor([0.25, 0.5, 0.75, 0.5, 0.0, 0.1])
-    prefill = Prefill(adatp.AdaTP(last=4, tau_t=0.5), 12, layout, torch.eye(6), similarity, IMPL)
+    prefill = Cuts(
+        adatp.AdaTP(last=4, tau_t=0.5), 12, layout, frames=torch.eye(6), similarity=similarity, scoring=Scoring(IMPL)
+    )
     run(prefill, layout, "cpu")
     assert prefill.plan.significant.tolist() == [False, False, True, False, False, False]
 
@@ -347,7 +351,7 @@ def test_a_segment_is_significant_only_above_the_threshold(layout):
 def test_a_prompt_goes_on_where_its_layers_are(layout):
     """From the device of one layer to that of the next; meta tensors meet no others."""
     prefill = make(layout, impl="reference")
-    first, second, *_ = prefill.cuts
+    first, second, *_ = prefill.ratios
     tokens = prefill.tokens(*(torch.randn(1, layout.length, width) for width in (6, 4, 4)))
     query, key = torch.randn(1, 4, 10, 4), torch.randn(1, 2, layout.length, 4)
     tokens = prefill.cut(first, tokens, query, key, 0.5)
@@ -366,6 +370,6 @@ def test_other_ranks_have_a_say_before_the_selection(layout):
     features = torch.randn(6, 8)
     kept = []
     for average in (None, torch.neg):
-        prefill = Prefill(adatp.AdaTP(last=4), 12, layout, features, None, IMPL, average)
+        prefill = Cuts(adatp.AdaTP(last=4), 12, layout, frames=features, scoring=Scoring(IMPL, average))
         kept.append(run(prefill, layout, "cpu")[0].origin[0].tolist())
     assert kept[0] != kept[1]

@@ -104,12 +104,12 @@ class TestPrefill:
         ("place", "method"),
         [
             ("adatp.relevance.Relevance.forward", AdaTP()),
-            ("adatp.engine.cuts.score", AdaTP()),
+            ("adatp.engine.scoring.score", AdaTP()),
             ("adatp.engine.cuts.select", FastV()),
             ("adatp.engine.cuts.compact", AdaTP()),
             ("adatp.models.llava_onevision.LlavaOnevision.project", PyramidDrop()),
             ("adatp.models.llava_onevision.LlavaOnevision.tower_attention", VisionZip()),
-            ("adatp.hf.batch_prefill.score", VisionZip()),
+            ("adatp.hf.features.score", VisionZip()),
             ("adatp.methods.dycoke.DyCoke.compress", methods.DyCoke()),
             ("adatp.methods.baselines.Pool.compress", Pool()),
         ],
@@ -239,7 +239,7 @@ class TestCommand:
         arguments = ("--question", QUESTION, "--frames", 4, "--methods", "fastv,none,fastv", "--repeat", 1)
         lines = run(capsys, bikes, *arguments).out.splitlines()
         assert any("at their own settings; 1 timed prefills of each" in line for line in lines)
-        assert "4 frames of 10.0 s, 64 visual" in " ".join(lines)
+        assert "4 frames of 10.0 s, 64 visual" in " ".join(" ".join(lines).split()), "wherever a line breaks"
         unpruned, fastv = (
             next(line for line in lines if line.startswith(f" {name} ")).split() for name in ("unpruned", "fastv")
         )

@@ -5,7 +5,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from adatp.engine.cuts import Prefill, Tokens
+from adatp.engine.cuts import Cuts, Tokens
+from adatp.engine.scoring import Scoring
 from adatp.layout import PromptLayout
 from adatp.methods import AdaTP
 from adatp.methods.method import BetweenLayers
@@ -38,10 +39,11 @@ def prefill(
         return torch.randn(*shape, dtype=torch.bfloat16, device=device)
 
     similarity = torch.rand(layout.frames, device=device) - 0.4
-    cuts = Prefill(method, LAYERS, layout, random(layout.frames, 32), similarity, impl)
+    frames, scoring = random(layout.frames, 32), Scoring(impl)
+    cuts = Cuts(method, LAYERS, layout, frames=frames, similarity=similarity, scoring=scoring)
     tokens = cuts.tokens(random(1, length, WIDTH), random(1, length, DIM), random(1, length, DIM))
     after = []
-    for layer in cuts.cuts:
+    for layer in cuts.ratios:
         query, key = random(1, HEADS, tokens.places.rows.shape[1], DIM), random(1, GROUPS, tokens.width, DIM)
         with watch() as seen:
             tokens = cuts.cut(layer, tokens, query, key, DIM**-0.5)

@@ -431,7 +431,7 @@ class TestLastLayers:
                 expected = [small.model(**inputs) for inputs in prompts]
             with applied(small) as pruned:
                 outputs = [small.model(**inputs) for inputs in prompts]
-                recordings = pruned._last_layers._recordings.values()
+                recordings = pruned._hooks._last_layers._recordings.values()
                 assert recordings
                 assert all(recording._graph is not None for recording in recordings)
         for output, plain in zip(outputs, expected, strict=True):

@@ -14,6 +14,7 @@ from videollm import make_inputs
 
 import adatp
 from adatp.engine.compression import Compression
+from adatp.engine.scoring import Scoring
 from adatp.engine.sparse_decoding import SparseVisual
 from adatp.flops import linear_ratio
 from adatp.layout import PromptLayout
@@ -471,7 +472,7 @@ class TestDecodingOfDyCoke:
 
         def step(*attends):
             query = torch.eye(6)[list(attends)][:, None, None]
-            state.choose(query, key, None, scale=1.0, average=None, impl="reference")
+            state.choose(query, key, None, scale=1.0, scoring=Scoring("reference"))
             return state.attended.tolist()
 
         assert step(2, 1) == [[True, False, True, False, True], [False, True, True, True, True]]

@@ -550,8 +550,8 @@ def test_a_cache_of_the_callers(sdpa):
 def test_a_step_of_decoding_looks_for_no_video(sdpa, sdpa_inputs, cache, monkeypatch):
     """Nor asks the cache how long it is, which a static one has on the device."""
     asked = []
-    is_continued = adatp.pruning.is_continued
-    monkeypatch.setattr(adatp.pruning, "is_continued", lambda *a, **k: asked.append(1) or is_continued(*a, **k))
+    is_continued = adatp.hf.hooks.is_continued
+    monkeypatch.setattr(adatp.hf.hooks, "is_continued", lambda *a, **k: asked.append(1) or is_continued(*a, **k))
     with adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
         sdpa.model.generate(**sdpa_inputs, max_new_tokens=4, min_new_tokens=4, cache_implementation=cache)
     assert len(asked) == 1

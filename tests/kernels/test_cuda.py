@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from videollm import make_inputs
 
 import adatp
-from adatp.engine.cuts import Prefill
+from adatp.engine.cuts import Cuts
 from adatp.methods import METHODS
 from adatp.small.untrained import load_untrained
 from adatp_kernels import compact_triton, score_triton, select_triton
@@ -71,14 +71,14 @@ def full_precision():
 @pytest.mark.parametrize("method", [adatp.AdaTP(), adatp.FastV(), adatp.PyramidDrop()], ids=lambda method: method.name)
 def test_nothing_waits_for_the_gpu_but_the_one_read(monkeypatch, prompt, method):
     reads = []
-    read = Prefill._read
+    read = Cuts._read
 
-    def may_wait(self, grouping, quota):
+    def may_wait(self, *args):
         reads.append(1)
         with waiting("default"):
-            return read(self, grouping, quota)
+            return read(self, *args)
 
-    monkeypatch.setattr(Prefill, "_read", may_wait)
+    monkeypatch.setattr(Cuts, "_read", may_wait)
     one = torch.ones(1, device="cuda")
     with waiting("error"):
         with pytest.raises(RuntimeError, match="synchronizing"):
@@ -402,7 +402,7 @@ def test_every_method_keeps_on_the_gpu_what_it_keeps_on_the_cpu(monkeypatch, met
 
     Tokens may differ where their scores hardly do; what follows such a cut is another prompt, and not compared.
     """
-    scored, scores_of = {}, Prefill._scores  # by prompt, in order
+    scored, scores_of = {}, Cuts._scores  # by prompt, in order
 
     def noted(self, tokens, *args):
         scores = scores_of(self, tokens, *args)
@@ -411,7 +411,7 @@ def test_every_method_keeps_on_the_gpu_what_it_keeps_on_the_cpu(monkeypatch, met
         scored.setdefault(self, []).append(whole[self.layout.visual])
         return scores
 
-    monkeypatch.setattr(Prefill, "_scores", noted)
+    monkeypatch.setattr(Cuts, "_scores", noted)
     kept, logits, scores = [], [], []
     for device in ("cpu", "cuda"):
         untrained = load_untrained(image_size=84, layers=16)

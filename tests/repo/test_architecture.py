@@ -91,9 +91,10 @@ def test_hooks_are_registered_in_one_room():
     registering = {
         room_of(path)
         for path in FILES
-        if any(name.startswith("register_") and name.endswith("hook") for name in calls(path))
+        if "training" not in path.parts  # which has a plain model of its own
+        and any(name.startswith("register_") and name.endswith("hook") for name in calls(path))
     }
-    assert registering <= {"hf", "evaluation"}, "evaluation only watches"
+    assert registering == {"hf"}
 
 
 def test_evaluation_prints_nothing():

@@ -1,0 +1,167 @@
+"""What a method reads of the vision tower and of the question, for every prompt of a batch."""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adatp.hf.batch import Batch
+from adatp.hf.setup import Setup
+from adatp.hf.side_stream import SideStream
+from adatp.methods.method import BeforeDecoder
+from adatp.relevance import NoRelevanceWarning, similarity
+from adatp_kernels.score import score
+
+Questions = Sequence[str | None] | None  # one a prompt
+
+
+class Features(NamedTuple):
+    """Of one prompt with n frames; None where the method does not read it.
+
+    Attributes:
+        frames: `[n, F]` a feature of every frame.
+        similarity: `[n]` text relevance of every frame (eq. 3); also None where there is nothing to compare.
+        saliency: `[n, P]` attention that each patch receives; see `adatp.methods.method.Video`.
+        keys: `[n, P, d]` of that attention.
+    """
+
+    frames: Tensor | None = None
+    similarity: Tensor | None = None
+    saliency: Tensor | None = None
+    keys: Tensor | None = None
+
+
+def questions_of(setup: Setup, batch: Batch, given: str | list[str] | None, *, readable: bool) -> Questions:
+    """Find the question of each prompt: what the user has given, else what the prompt's ids say.
+
+    Args:
+        setup: the method on its model.
+        batch: the prompts.
+        given: a question for all, or one a prompt before it was copied for beams; None to read them.
+        readable: whether the ids say what the prompts say.
+
+    Returns:
+        One a prompt, None where there is none; None where frames are compared with nothing.
+
+    Raises:
+        ValueError: other prompts than there are questions.
+    """
+    if not setup.method.wants_question or setup.questions is None:
+        return None
+    if given is None:
+        return [
+            setup.family.question(ids, layout, setup.tokenizer) if readable and layout is not None else None
+            for ids, layout in zip(batch.ids, batch.layouts, strict=True)
+        ]
+    each = [given] if isinstance(given, str) else given
+    prompts = len(batch.ids)
+    copies, rest = divmod(prompts, max(1, len(each)))
+    if rest or copies == 0:
+        raise ValueError(f"question holds {len(each)} questions for {prompts} prompts; give one a prompt")
+    return [question for question in each for _ in range(copies)]  # as beams are laid out
+
+
+def comparable(setup: Setup, batch: Batch, questions: Questions) -> tuple[Questions, list[str]]:
+    """Check which questions frames can be compared with.
+
+    Args:
+        setup: the method on its model.
+        batch: the prompts.
+        questions: one a prompt, None where there is none; or None.
+
+    Returns:
+        The questions; None where frames are compared with none. And what the user should know.
+
+    Warns:
+        NoRelevanceWarning: a prompt with a video has no question.
+    """
+    if not setup.method.wants_question:
+        return None, []
+    if setup.questions is None or questions is None:
+        return None, ["no aligned text encoder: every segment gets the same ratio (no global debiasing)"]
+    notes = []
+    for b, (question, layout) in enumerate(zip(questions, batch.layouts, strict=True)):
+        if layout is not None and not question:
+            notes.append(f"sample {b} has no question: each of its segments gets the same ratio; pass question=...")
+            warnings.warn(notes[-1], NoRelevanceWarning, stacklevel=2)
+    return questions if any(questions) else None, notes
+
+
+def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions, side: SideStream) -> list[Features]:
+    """Compute what the method reads, beside the decoder's first layers.
+
+    Args:
+        setup: the method on its model.
+        batch: the prompts.
+        encoded: what `get_video_features` returned.
+        questions: as `comparable` returns them.
+        side: where frames are encoded and compared.
+
+    Returns:
+        One a prompt.
+
+    Raises:
+        ValueError: the prompts hold other videos than were encoded.
+    """
+    frames = _frames(setup, encoded, side)
+    text = None
+    if questions is not None:
+        assert setup.questions is not None
+        text = setup.questions.features([question or "" for question in questions])
+    saliency, keys = _tower(setup, encoded)
+    known = frames if saliency is None else saliency
+    if known is None:
+        return [Features()] * len(batch.layouts)
+    found = []
+    with side.queued(*(() if text is None else (text,))):
+        for b, (layout, begin) in enumerate(zip(batch.layouts, _begins(batch, len(known)), strict=True)):
+            own = slice(begin, begin + (0 if layout is None else layout.frames))
+            features = None if frames is None else frames[own]
+            similar = None
+            if layout is not None and features is not None and text is not None and questions and questions[b]:
+                similar = similarity(features[None], text[b : b + 1].to(features.device))[0]
+            parts = (None if part is None else part[own] for part in (saliency, keys))
+            found.append(Features(features, similar, *parts))
+    return found
+
+
+def _frames(setup: Setup, encoded: Any, side: SideStream) -> Tensor | None:
+    """`[F, D]` a feature of every frame of all videos."""
+    if not setup.method.wants_frames:
+        return None
+    states = setup.family.tower_states(encoded)  # [F, patches, D]
+    with side.queued(states):
+        if setup.relevance is None:
+            return states.float().mean(1)
+        frames: Tensor = setup.relevance.to(states.device)(states)
+        return frames
+
+
+def _tower(setup: Setup, encoded: Any) -> tuple[Tensor | None, Tensor | None]:
+    """`[F, P]` attention that the tower's patches receive, and `[F, P, d]` their keys, pooled."""
+    if not (isinstance(setup.method, BeforeDecoder) and setup.method.wants_tower):
+        return None, None
+    family = setup.family
+    query, key = family.tower_attention(encoded)  # [F, heads, patches, d]
+    patches = key.shape[2]
+    rows = torch.full((len(key), patches), patches - 1, device=key.device)  # every patch sees all of them
+    received = score(query, key, rows, (0, patches), scale=key.shape[-1] ** -0.5, impl=setup.scoring.impl)
+    return family.pool(received[..., None])[..., 0], family.pool(key.mean(1))
+
+
+def _begins(batch: Batch, frames: int) -> list[int]:
+    """Where each prompt's frames begin among the `frames` that were encoded.
+
+    Copies of a prompt, as beams are, lie side by side, and may share what was encoded once.
+    """
+    wanted = [0 if layout is None else layout.frames for layout in batch.layouts]
+    copies, rest = divmod(sum(wanted), frames)
+    if rest or copies == 0:
+        raise ValueError(f"the prompts hold videos of {sum(wanted)} frames, but {frames} frames were encoded")
+    begins, begin = [], 0
+    for b, count in enumerate(wanted):
+        begins.append(begin)
+        begin += count if b % copies == copies - 1 else 0
+    return begins

@@ -1,0 +1,346 @@
+"""The hooks that put a method into one model instance, and take it out again.
+
+Only hooks and methods of the instance are used; no class is touched. They run in the order in which a call meets them:
+`generate` says where the prompt ends, the body's hook finds the videos in it, the decoder's forward runs each prompt by
+itself, each pruned decoder layer's hook cuts its input before the layer runs, and each layer's MLP takes what is left a
+block of tokens at a time.
+"""
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adatp.hf.batch import Batch
+from adatp.hf.batch_prefill import BatchPrefill
+from adatp.hf.compiled_layers import CompiledLayers
+from adatp.hf.decoding import Decoding
+from adatp.hf.features import questions_of
+from adatp.hf.instance import InstanceChanges
+from adatp.hf.last_layers import LastLayers
+from adatp.hf.prompt_prefill import PromptPrefill
+from adatp.hf.setup import Setup
+from adatp.hf.support import (
+    CONTINUOUS_BATCHING,
+    MARK,
+    check_gradients,
+    check_support,
+    is_continued,
+    prepare,
+    refuse_continuous_batching,
+)
+from adatp.hf.tracing import in_prefill, is_decoding
+from adatp.methods.method import BeforeDecoder, BetweenLayers
+from adatp.report import PruningReport, passed_through
+from adatp.tensors.blocks import in_blocks
+
+Question = str | list[str] | None  # for all prompts, or one a prompt; None to read it from the prompt
+
+
+class Call(threading.local):
+    """What belongs to the call that a thread is in.
+
+    Attributes:
+        prefill: in which it is, or None.
+        prompt_length: of the `generate` it is in, or None.
+        unasked: questions whose features are wanted once the vision tower is queued, or None.
+        report: of the thread's last prefill.
+        question: that the thread has set, see `adatp.Pruned.question`; empty where it has set none.
+    """
+
+    prefill: BatchPrefill | None = None
+    prompt_length: int | None = None
+    unasked: Sequence[str | None] | None = None
+    report: PruningReport | None = None
+    question: tuple[Question, ...] = ()
+
+
+class Hooks:
+    """A method in a model.
+
+    Args:
+        model: the instance.
+        setup: the method on it.
+        question: for all threads that set none; see `adatp.Pruned.question`.
+        compile_layers: whether decoder layers run through `torch.compile` in a prefill.
+
+    Attributes:
+        call: of the calling thread.
+        report: of the last prefill, whichever thread it ran in; None before the first, and after one that has failed.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        setup: Setup,
+        question: Question,
+        *,
+        compile_layers: bool,
+    ) -> None:
+        self.call = Call()
+        self.report: PruningReport | None = None
+        self._model = model
+        self._setup = setup
+        self._question = question
+        self._running = 0  # prefills, of all threads
+        self._lock = threading.Lock()
+        self._changes = InstanceChanges()
+        self._decoding = Decoding(setup)
+        self._compiled = CompiledLayers(setup.family) if compile_layers else None
+        self._last_layers = None if self._compiled is None else LastLayers(self._compiled)
+        self._signature = inspect.signature(setup.family.body.forward)
+        self._generate_signature = inspect.signature(model.generate)
+        self._install()
+
+    def remove(self) -> None:
+        """Leave the model as it was. Removing twice does nothing.
+
+        Raises:
+            RuntimeError: a prefill is running, in this thread or another.
+        """
+        with self._lock:
+            if self._running:
+                raise RuntimeError(
+                    "a method cannot be removed in the middle of a prefill; wait for generate() to return"
+                )
+            if not self.is_installed:
+                return
+            self._changes.undo()
+            del self._model.__dict__[MARK]
+
+    @property
+    def question(self) -> Question:
+        """What the calling thread has set, else what was applied with."""
+        return self.call.question[0] if self.call.question else self._question
+
+    @question.setter
+    def question(self, question: Question) -> None:
+        self.call.question = (question,)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the method is in the model still."""
+        return self._model.__dict__.get(MARK) is self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a model cannot be copied or pickled while it is pruned; call remove() first")
+
+    def _install(self) -> None:
+        model, family, method, changes = self._model, self._setup.family, self._setup.method, self._changes
+        changes.handles = [
+            model.register_forward_pre_hook(self._on_model, with_kwargs=True),
+            family.body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
+            family.body.register_forward_hook(self._on_end, with_kwargs=True, always_call=True),
+        ]
+        asked = self._asked()
+        for index, layer in enumerate(family.decoder.layers):
+            if index >= min([method.first_pruned(self._setup.layers), *asked]):
+                hook = functools.partial(self._on_layer, index)
+                changes.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
+            changes.replace(family.mlp(layer), "forward", self._run_mlp)
+            if self._compiled is not None:
+                changes.replace(layer, "forward", functools.partial(self._run_layer, index))
+            if index in asked and (self._compiled is None or method.decoding is not None):
+                projection = family.query_projection(layer)
+                changes.handles.append(projection.register_forward_hook(functools.partial(self._on_query, index)))
+        if self._compiled is not None:
+            self._compiled.own_hooks = {handle.id for handle in changes.handles}
+        changes.replace(family.body, "get_video_features", self._encode)
+        changes.replace(family.decoder, "forward", self._run_decoder)
+        changes.replace(model, "generate", self._generate)
+        for name in CONTINUOUS_BATCHING:
+            if hasattr(model, name):
+                changes.replace(model, name, refuse_continuous_batching)
+        model.__dict__[MARK] = self
+
+    def _asked(self) -> set[int]:
+        """The layers whose queries are wanted, in the prefill or in decoding."""
+        method = self._setup.method
+        if method.decoding is not None:
+            return {method.decoding.layer - 1}
+        if isinstance(method, BetweenLayers) and not method.scores_itself:
+            return {cut - 1 for cut in method.cuts(self._setup.layers)}
+        return set()
+
+    # From here on in the order in which a call meets them.
+
+    def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = self.call
+        given = self._generate_signature.bind_partial(*args, **kwargs).arguments
+        prepared = prepare(self._model, self._setup, {**given, **kwargs})
+        if prepared.batch is not None:
+            # from transformers 5.18 on the vision tower runs before the forward
+            readable = given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None
+            call.unasked = questions_of(self._setup, prepared.batch, self.question, readable=readable)
+        outer, call.prompt_length = call.prompt_length, prepared.length
+        try:
+            return generate(*args, **{**kwargs, **prepared.changed})
+        finally:
+            call.prompt_length, call.unasked = outer, None
+
+    def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the model: refuse what it would only fail on after the prefill."""
+        labels, input_ids = kwargs.get("labels"), kwargs.get("input_ids")
+        if labels is not None and input_ids is not None and self._setup.family.has_video(input_ids):
+            raise ValueError("labels cannot be given: a pruned prefill has logits only for the tokens that are left")
+
+    def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before the body: find the videos."""
+        if not is_decoding(args, kwargs):
+            self._find_prompt(args, kwargs)
+
+    @torch.compiler.disable
+    def _find_prompt(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Read the prompts' ids and mask, before any of the prefill is queued."""
+        call, family = self.call, self._setup.family
+        given = self._signature.bind_partial(*args, **kwargs).arguments
+        call.prefill = None
+        input_ids, cache = given.get("input_ids"), given.get("past_key_values")
+        encoded = (given.get("mm_encoder_outputs") or {}).get("video")
+        arrives = encoded is not None or given.get("pixel_values_videos") is not None
+        if is_continued(cache, arrives=arrives):
+            # its prompt was pruned, its new tokens are not; decoding reads nothing
+            if input_ids is not None and input_ids.shape[1] > 1 and call.prompt_length is None:
+                is_continued(cache, arrives=family.has_video(input_ids))
+            return
+        self.report = call.report = None
+        ids: Tensor = family.ids_of(given["inputs_embeds"]) if input_ids is None else input_ids.cpu()
+        if not family.has_video(ids):
+            unseen = " (in inputs_embeds a video is found by its placeholders' embeddings)" if input_ids is None else ""
+            self.report = call.report = passed_through(f"no video in the prompt{unseen}")
+            return
+        check_support(self._setup, cache)
+        check_gradients(family)
+        length = call.prompt_length
+        # anew, also where `generate` has been read: it may have added a mask, copies of the prompts, or a draft
+        mask = given.get("attention_mask")
+        batch = Batch.read(family, ids, mask, prompt_length=length, prepared=length is not None)
+        questions = questions_of(self._setup, batch, self.question, readable=input_ids is not None)
+        call.unasked = questions
+        call.prefill = BatchPrefill(self._setup, batch, questions)
+        call.prefill.encoded = encoded
+        with self._lock:
+            self._running += 1
+
+    def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        method = self._setup.method
+        if isinstance(method, BeforeDecoder) and method.wants_tower:
+            # of its own accord transformers keeps what it projects, and no more
+            kwargs.setdefault("output_hidden_states", self._setup.family.tower_states_wanted)
+        encoded = encode(*args, **kwargs)
+        self._hand_over(encoded)
+        return encoded
+
+    @torch.compiler.disable
+    def _hand_over(self, encoded: Any) -> None:
+        """Ask the text tower while the device has the vision tower to run, and give the prefill its frames."""
+        call = self.call
+        questions, call.unasked = call.unasked, None
+        if questions is not None and any(questions):
+            assert self._setup.questions is not None
+            self._setup.questions.features([question or "" for question in questions])  # remembered
+        if call.prefill is not None:
+            call.prefill.encoded = encoded
+
+    def _run_decoder(self, decoder: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._prefill_prompts(kwargs["inputs_embeds"], decoder, args, kwargs)
+
+    def _decoder_itself(self, _: Tensor, decoder: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        return decoder(*args, **kwargs)
+
+    @in_prefill(traced=_decoder_itself)
+    def _prefill_prompts(self, _: Tensor, decoder: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        prefill = self.call.prefill
+        return decoder(*args, **kwargs) if prefill is None else prefill.run(decoder, kwargs)
+
+    def _on_layer(self, index: int, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._enter(args[0] if args else kwargs["hidden_states"], index, args, kwargs)
+
+    def _enter_decoding(self, hidden: Tensor, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return args, self._decoding.enter(index, hidden, kwargs)
+
+    @in_prefill(traced=_enter_decoding)
+    def _enter(self, hidden: Tensor, index: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        prompt = self._prompt()
+        if prompt is None:
+            return self._enter_decoding(hidden, index, args, kwargs)
+        hidden, kwargs = prompt.enter(index, hidden, kwargs)
+        if args:
+            return (hidden, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": hidden}
+
+    def _run_layer(self, index: int, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return self._run_compiled(args[0] if args else kwargs["hidden_states"], index, layer, args, kwargs)
+
+    def _layer_itself(self, _: Tensor, index: int, layer: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Any:
+        return layer(*args, **kwargs)
+
+    @in_prefill(traced=_layer_itself)
+    def _run_compiled(
+        self, hidden: Tensor, index: int, layer: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        compiled, last_layers, prompt = self._compiled, self._last_layers, self._prompt()
+        assert compiled is not None
+        assert last_layers is not None
+        if prompt is not None:
+            if prompt.is_through:
+                return hidden
+            prompt.ask(index, functools.partial(compiled.project, index))
+            if index == max(prompt.cuts.ratios) and last_layers.takes(index, hidden):
+                prompt.is_through = True
+                return last_layers.run(index, hidden, kwargs)
+        prefill = self.call.prefill
+        if prefill is not None and compiled.hooked(index):
+            prefill.note(
+                "decoder layers ran uncompiled, because there are hooks inside them: transformers leaves some for good "
+                "once it was asked for hidden states or attentions; load the model anew to compile them"
+            )
+        if prefill is None or not compiled.takes(index, hidden):
+            return layer(*args, **kwargs)
+        return compiled.run(index, hidden, kwargs)
+
+    def _on_query(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        if torch.compiler.is_dynamo_compiling() and self._compiled is not None:
+            return  # the queries that score come from a graph of their own
+        self._project(output, index)
+
+    def _project_decoding(self, output: Tensor, index: int) -> None:
+        self._decoding.project(index, output)
+
+    @in_prefill(traced=_project_decoding)
+    def _project(self, output: Tensor, index: int) -> None:
+        prompt = self._prompt()
+        if prompt is None:
+            self._decoding.project(index, output)
+        else:
+            prompt.project(index, output)
+
+    def _prompt(self) -> PromptPrefill | None:
+        """The prompt in the decoder, where the calling thread is in a prefill."""
+        prefill = self.call.prefill
+        return None if prefill is None else prefill.prompt
+
+    def _run_mlp(self, mlp: Callable[..., Any], hidden: Tensor) -> Any:
+        """In blocks: before the first cut the MLP's intermediates would else be most of what the prefill holds."""
+        whole = torch.compiler.is_dynamo_compiling() or self.call.prefill is None
+        return mlp(hidden) if whole else in_blocks(mlp, hidden, 1)
+
+    def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """After the body, whether it returned or raised."""
+        if not is_decoding(args, kwargs):
+            self._finish(output is not None)
+
+    @torch.compiler.disable
+    def _finish(self, succeeded: bool) -> None:
+        call = self.call
+        prefill, call.prefill = call.prefill, None
+        if prefill is None:
+            return
+        with self._lock:
+            self._running -= 1
+        if succeeded:
+            self.report = call.report = prefill.report()
