@@ -155,7 +155,10 @@ def by_argsort(score, segment, position, quota, deduplicate=True):
 @given(batches(), st.booleans(), st.sampled_from(DTYPES), st.booleans(), any_sizes)
 def test_same_tokens_as_top_k_and_algorithm_1(operators, case, deduplicate, dtype, frames, of):
     # the measure gets the rounded scores
-    case["score"] = torch.tensor(case["score"], dtype=dtype).tolist()
+    rounded = torch.tensor(case["score"], dtype=dtype)
+    if interpreted() and dtype == torch.bfloat16:  # whose subnormal numbers the interpreter takes for 0
+        rounded = torch.where(rounded.abs() < torch.finfo(dtype).tiny, torch.zeros_like(rounded), rounded)
+    case["score"] = rounded.tolist()
     with sizes(of):
         kept = run(operators, case, dtype, frames=frames, deduplicate=deduplicate)
     assert kept.tolist() == expected(case, deduplicate)
