@@ -5,9 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from adatp.methods import AdaTP, DyCoke, FastV, Pool, PyramidDrop, Random, Uniform, Unpruned, VisionZip
+    from adatp.models.processor import load_processor
     from adatp.pruning import Pruned, apply
     from adatp.relevance import NoRelevanceWarning, Relevance
     from adatp.report import PruningReport
+    from adatp.video import sample_frames
 
 _HOME = {
     "AdaTP": "adatp.methods",
@@ -24,6 +26,8 @@ _HOME = {
     "Unpruned": "adatp.methods",
     "VisionZip": "adatp.methods",
     "apply": "adatp.pruning",
+    "load_processor": "adatp.models.processor",
+    "sample_frames": "adatp.video",
 }
 __all__ = [
     "AdaTP",
@@ -40,6 +44,8 @@ __all__ = [
     "Unpruned",
     "VisionZip",
     "apply",
+    "load_processor",
+    "sample_frames",
 ]
 
 
