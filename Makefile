@@ -3,7 +3,7 @@
 # make bench  sets up .venv and times the kernels; JSON=FILE keeps the results
 # make memory sets up .venv and measures the peak memory of a prefill of 256 frames; JSON=FILE keeps the results
 # make bench-e2e sets up .venv and measures the time to first token, end to end (20 minutes); JSON=FILE keeps the results, ONLY=SECTION,... measures a part
-# make report sets up .venv and writes the README's tables and pictures from the result files
+# make report sets up .venv and writes the tables of README and docs, and the pictures, from the result files
 # make lint   sets up .venv and runs ruff and mypy
 
 PYTHON ?= python3

@@ -1,6 +1,6 @@
-"""Write the README's tables, and the pictures beside the result files, from these: `python -m bench.report`.
+"""Write the tables of README and docs, and the pictures beside the result files, from these: `python -m bench.report`.
 
-What stands in the README between `<!-- report: NAME -->` and `<!-- end -->` is written here and nowhere else.
+What stands in a page between `<!-- report: NAME -->` and `<!-- end -->` is written here and nowhere else.
 """
 
 import json
@@ -19,9 +19,11 @@ from bench.e2e.picture import draw_speed
 from bench.e2e.tables import tables
 from bench.gpu.plan import STEPS
 from bench.gpu.summary import tables as gpu_tables
+from bench.in_short import accuracy_in_short, speed_in_short
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 BLOCK = re.compile(r"(<!-- report: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -39,13 +41,12 @@ def study() -> str:
 def speed() -> str:
     """Time to first token: every machine's prefill, stages and goals."""
     parts = []
-    for file in sorted(RESULTS.glob("e2e-*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
+    for file in _machines():
+        found = _load(file)
         made = tables(found)
         shown = [own for own in made if own[0].startswith(("Prefill of", "To the first", "Goals"))]
-        head = (
-            f"`{file.relative_to(ROOT)}`, all of it in [{file.stem}.md](bench/results/{file.stem}.md). {_where(found)}"
-        )
+        whole = f"[{file.stem}.md](../bench/results/{file.stem}.md)"
+        head = f"`{file.relative_to(ROOT)}`, all of it in {whole}. {_where(found)}"
         parts.append(f"{head}\n\n{markdown_tables(shown)}\n")
     return "\n".join(parts)
 
@@ -53,7 +54,7 @@ def speed() -> str:
 def gpu() -> str:
     """What every GPU took, but for how its steps ended."""
     parts = []
-    for folder in sorted(RESULTS.glob("gpu-*")):
+    for folder in _gpus():
         found = _steps(folder)
         shown = [own for own in gpu_tables(found) if own[0] != "Steps"]
         head = f"`{folder.relative_to(ROOT)}/`. {_where_gpu(found[0])}"
@@ -64,34 +65,54 @@ def gpu() -> str:
 def _steps(folder: Path) -> list[dict[str, Any]]:
     """What the steps that were run have found, in the plan's order."""
     files = [folder / f"{step.name}.json" for step in STEPS]
-    return [json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()]
+    return [_load(file) for file in files if file.exists()]
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"study": study, "speed": speed, "gpu": gpu}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "study": study,
+    "speed": speed,
+    "gpu": gpu,
+    "accuracy-in-short": lambda: accuracy_in_short(_read("study.json")),
+    "speed-in-short": lambda: speed_in_short(map(_steps, _gpus()), map(_load, _machines())),
+}
 
 
-def written(readme: str) -> str:
-    """The README with every block as the result files have it."""
-    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]()}\n{found[3]}", readme)
+def written(page: str) -> str:
+    """A page with every block as the result files have it."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]()}\n{found[3]}", page)
 
 
 def main() -> None:
-    """Write the README, the full tables and the pictures."""
+    """Write README and docs, the full tables and the pictures."""
     os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # the same figures make the same picture
     matplotlib.rcParams["svg.hashsalt"] = "adatp"
-    readme = ROOT / "README.md"
-    readme.write_text(written(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
     found = _read("study.json")
     (RESULTS / "study.md").write_text(markdown(found), encoding="utf-8")
     draw_accuracy(RESULTS / "study.svg", found)
-    for file in sorted(RESULTS.glob("e2e-*.json")):
-        found = json.loads(file.read_text(encoding="utf-8"))
+    for file in _machines():
+        found = _load(file)
         file.with_suffix(".md").write_text(f"{_where(found)}\n\n{markdown_tables(tables(found))}\n", encoding="utf-8")
         draw_speed(file.with_suffix(".svg"), found)
 
 
+def _machines() -> list[Path]:
+    """End-to-end results of every machine."""
+    return sorted(RESULTS.glob("e2e-*.json"))
+
+
+def _gpus() -> list[Path]:
+    """A folder of results for every GPU."""
+    return sorted(RESULTS.glob("gpu-*"))
+
+
 def _read(name: str) -> Any:
-    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+    return _load(RESULTS / name)
+
+
+def _load(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _where(found: dict[str, Any]) -> str:
