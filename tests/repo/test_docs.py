@@ -139,6 +139,12 @@ class TestLayout:
         floors = [set(line.split(", ")) for line in listed.splitlines()]
         assert floors == [*[set(rooms) for rooms in FLOORS if rooms != {"__main__"}], {"kernels (adatp_kernels)"}]
 
+    def test_the_files_of_engine_and_adapter_are_listed(self):
+        (listed,) = re.findall(r"adapter\n\n```\n(.*?)```", PAGES["docs/architecture.md"], re.DOTALL)
+        engine, adapter = (set(re.findall(r"(\w+\.py) ", part)) for part in listed.split("adatp/hf/"))
+        for folder, names in (("engine", engine), ("hf", adapter)):
+            assert {path.name for path in (ROOT / "adatp" / folder).glob("*.py")} - {"__init__.py"} <= names, folder
+
     def test_every_public_name_is_in_the_api(self):
         for name in adatp.__all__:
             assert re.search(rf"\b{name}\b", PAGES["docs/api.md"]), name
