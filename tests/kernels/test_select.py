@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from operators import cases
 
 import adatp_kernels.select_triton as triton_module
+from adatp_kernels import select_kernels
 from adatp_kernels.dispatch import interpreted
 from adatp_kernels.select import FIXED, PADDING, select
 
@@ -334,7 +335,7 @@ def test_whatever_the_sample_says_the_same_tokens_stay(operators, monkeypatch, l
     def bracket(*_):
         return tl.full((), low, tl.uint32), tl.full((), high, tl.uint32)
 
-    monkeypatch.setattr(triton_module, "_bracket", bracket)
+    monkeypatch.setattr(select_kernels, "_bracket", bracket)
     score, segment, position, _ = video(12, [0, 0, 0, 1], [])
     with sizes(PIECES):
         for deduplicate in (True, False):
