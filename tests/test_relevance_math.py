@@ -55,13 +55,13 @@ EIGHTHS = st.integers(-8, 8).map(lambda k: k / 8)
 def test_significant_segments_exceed_the_threshold_strictly(sizes, tau_t, data):
     ids = [segment for segment, size in enumerate(sizes) for _ in range(size)]
     values = data.draw(st.lists(EIGHTHS, min_size=len(ids), max_size=len(ids)))
-    means = mean_per_segment(torch.tensor([values]), torch.tensor([ids]))
-    assert (means > tau_t)[0, : len(sizes)].tolist() == oracle.significant(values, ids, tau_t)
+    means = mean_per_segment(torch.tensor(values), torch.tensor(ids))
+    assert (means > tau_t)[: len(sizes)].tolist() == oracle.significant(values, ids, tau_t)
 
 
 def test_a_mean_at_the_threshold_is_not_significant():
-    means = mean_per_segment(torch.tensor([[0.25, 0.75, 0.5, 0.625]]), torch.tensor([[0, 0, 1, 2]]))
-    assert (means > 0.5).tolist() == [[False, False, True, False]]
+    means = mean_per_segment(torch.tensor([0.25, 0.75, 0.5, 0.625]), torch.tensor([0, 0, 1, 2]))
+    assert (means > 0.5).tolist() == [False, False, True, False]
 
 
 def test_from_features_to_significant_segments():
@@ -73,6 +73,6 @@ def test_from_features_to_significant_segments():
     ids = oracle.segments(frames, 0.95)
     assert ids == [0, 0, 0, 1, 1]
     similar = similarity(torch.tensor([frames]), torch.tensor([question]))
-    means = mean_per_segment(similar, torch.tensor([ids]))
-    assert (means > 0.05)[0, :2].tolist() == [True, False]
+    means = mean_per_segment(similar[0], torch.tensor(ids))
+    assert (means > 0.05)[:2].tolist() == [True, False]
     assert oracle.significant([oracle.cosine(f, question) for f in frames], ids, 0.05) == [True, False]

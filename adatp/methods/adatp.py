@@ -125,13 +125,13 @@ class AdaTP(BetweenLayers):
         """Segments (section 3.3), the significant among them (eq. 3), and the quotas of each (eq. 4 and 5)."""
         if self.segments:
             assert frames is not None
-            segment_of_frame = partition(frames[None], self.tau_s, layout.videos)
+            segment_of_frame = partition(frames, self.tau_s, layout.videos)
         else:
             device = None if frames is None else frames.device
-            segment_of_frame = torch.zeros(1, layout.frames, dtype=torch.int64, device=device)
+            segment_of_frame = torch.zeros(layout.frames, dtype=torch.int64, device=device)
         significant = torch.zeros_like(segment_of_frame, dtype=torch.bool)
         if similarity is not None:
-            significant = mean_per_segment(similarity[None], segment_of_frame) > self.tau_t
+            significant = mean_per_segment(similarity, segment_of_frame) > self.tau_t
         quota = quotas(
             ratios,
             frames_per_segment(segment_of_frame),
@@ -140,4 +140,4 @@ class AdaTP(BetweenLayers):
             alpha=self.alpha,
             gamma=self.gamma,
         )
-        return Grouping(segment_of_frame[0], significant[0], quota[0])
+        return Grouping(segment_of_frame, significant, quota)

@@ -33,32 +33,32 @@ def quotas(
 
     Args:
         ratios: K retention ratios r, one a cut.
-        frames: `[B, S]` int64 frames per segment; 0 for a slot without one.
-        significant: `[B, S]` bool.
+        frames: `[S]` int64 frames per segment; 0 for a slot without one.
+        significant: `[S]` bool.
         tokens_per_frame: c.
         alpha: boost of the ratio of significant segments.
         gamma: cap on the share of the budget that they take.
 
     Returns:
-        `[B, K, S]` int64.
+        `[K, S]` int64.
     """
     size = frames.double()
     significant = significant & (frames > 0)
-    n = size.sum(1, keepdim=True)  # [B, 1]
-    chosen = (size * significant).sum(1, keepdim=True)
+    n = size.sum()
+    chosen = (size * significant).sum()
     rest = n - chosen
     # chosen = 0 leaves boost unused, rest = 0 leaves others unused; both divisions are kept finite
     boost = (n / chosen.clamp(min=1) * gamma).clamp(max=alpha)
     others = ((n - boost * chosen) / rest.clamp(min=1)).clamp(min=0)
     total = torch.where((chosen > 0) & (rest == 0), boost * n, n)  # exact where the sum of the shares would carry noise
-    share = torch.where(significant, boost, torch.where(chosen > 0, others, torch.ones_like(n)))  # [B, S]
+    share = torch.where(significant, boost, torch.where(chosen > 0, others, torch.ones_like(n)))  # [S]
     ratio = send(torch.tensor(ratios, dtype=torch.float64), frames.device)[:, None]  # [K, 1]
-    exact = (share * size * tokens_per_frame)[:, None, :] * ratio
-    return _largest_remainder(exact, (total * tokens_per_frame)[:, None, :] * ratio)
+    exact = share * size * tokens_per_frame * ratio
+    return _largest_remainder(exact, total * tokens_per_frame * ratio)
 
 
 def _largest_remainder(exact: Tensor, total: Tensor) -> Tensor:
-    """`[..., S]` float64 and their `[..., 1]` sum to int64 that add up to the rounded sum."""
+    """`[K, S]` float64 and their `[K, 1]` sums to int64 that add up to the rounded sums."""
     whole = exact.floor()
     missing = round_half_up(total) - whole.sum(-1, keepdim=True)
     remainder = exact - whole

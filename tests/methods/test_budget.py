@@ -16,11 +16,11 @@ def quotas(ratios, frames, significant, c, method):
 
 
 def quotas_of(ratio, frames, significant, c, **settings_):
-    """The quotas of one sample and one cut."""
-    got = quotas([ratio], torch.tensor([frames]), torch.tensor([significant]), c, AdaTP(**settings_))
+    """The quotas of one cut."""
+    got = quotas([ratio], torch.tensor(frames), torch.tensor(significant), c, AdaTP(**settings_))
     assert got.dtype == torch.int64
-    assert got.shape == (1, 1, len(frames))
-    return got[0, 0].tolist()
+    assert got.shape == (1, len(frames))
+    return got[0].tolist()
 
 
 def expected(ratio, frames, significant, c, alpha=2.2, gamma=0.75):
@@ -97,9 +97,9 @@ def test_the_papers_settings(segments, c, p):
     """Every cut of a 24-layer model, against the decimals of section 4.1."""
     config = AdaTP(p=p)
     frames, significant = [size for size, _ in segments], [chosen for _, chosen in segments]
-    got = quotas(list(config.cuts(24).values()), torch.tensor([frames]), torch.tensor([significant]), c, config)
+    got = quotas(list(config.cuts(24).values()), torch.tensor(frames), torch.tensor(significant), c, config)
     decimals = oracle.schedule(24, Fraction(p), 2, 12, Fraction("0.40"), Fraction("0.12"))[2:14]
-    for r, row in zip(decimals, got[0].tolist(), strict=True):
+    for r, row in zip(decimals, got.tolist(), strict=True):
         exact = oracle.exact_quotas(r, frames, significant, c, Fraction("2.2"), Fraction("0.75"))
         assert all(abs(quota - value) < 1 for quota, value in zip(row, exact, strict=True) if value.denominator > 1)
         assert all(quota == value for quota, value in zip(row, exact, strict=True) if value.denominator == 1)
@@ -141,21 +141,18 @@ def test_a_total_at_a_half_is_rounded_up_with_significant_segments_too(r, frames
 
 
 @settings(deadline=None, max_examples=100)
-@given(st.lists(exact_cases(), min_size=1, max_size=3), RATIO)
-def test_batches_and_slots_without_frames(cases, second):
-    """Samples with different numbers of segments in one call, as many slots as the longest needs and two more."""
-    slots = 2 + max(len(case["frames"]) for case in cases)
-    first = cases[0]
-    frames = [case["frames"] + [0] * (slots - len(case["frames"])) for case in cases]
+@given(exact_cases(), st.integers(1, 5), RATIO)
+def test_cuts_and_slots_without_frames(case, empty, second):
+    """Two cuts in one call, and more slots than there are segments."""
+    frames = case["frames"] + [0] * empty
     # whatever is said of a slot without frames counts for nothing
-    significant = [case["significant"] + [True] * (slots - len(case["significant"])) for case in cases]
-    config = AdaTP(alpha=first["alpha"], gamma=first["gamma"])
-    ratios = [first["ratio"], second]
-    got = quotas(ratios, torch.tensor(frames), torch.tensor(significant), first["c"], config).tolist()
-    for case, per_cut in zip(cases, got, strict=True):
-        for ratio, row in zip(ratios, per_cut, strict=True):
-            want = expected(ratio, case["frames"], case["significant"], first["c"], first["alpha"], first["gamma"])
-            assert row == want + [0] * (slots - len(want))
+    significant = case["significant"] + [True] * empty
+    config = AdaTP(alpha=case["alpha"], gamma=case["gamma"])
+    ratios = [case["ratio"], second]
+    got = quotas(ratios, torch.tensor(frames), torch.tensor(significant), case["c"], config).tolist()
+    for ratio, row in zip(ratios, got, strict=True):
+        want = expected(ratio, case["frames"], case["significant"], case["c"], case["alpha"], case["gamma"])
+        assert row == want + [0] * empty
 
 
 def test_r1_limited_by_alpha():
@@ -242,9 +239,9 @@ def test_debiasing_takes_from_the_others_what_it_gives():
 
 def test_no_host_read():
     """On the meta device there is no value that the host could read."""
-    frames = torch.empty(2, 5, dtype=torch.int64, device="meta")
-    significant = torch.empty(2, 5, dtype=torch.bool, device="meta")
-    assert quotas([0.4, 0.3, 0.2], frames, significant, 196, AdaTP()).shape == (2, 3, 5)
+    frames = torch.empty(5, dtype=torch.int64, device="meta")
+    significant = torch.empty(5, dtype=torch.bool, device="meta")
+    assert quotas([0.4, 0.3, 0.2], frames, significant, 196, AdaTP()).shape == (3, 5)
 
 
 @pytest.mark.parametrize(
