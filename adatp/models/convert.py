@@ -25,10 +25,10 @@ from transformers import (
 
 from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
 from adatp.models.processor import VideoProcessor
+from adatp.models.siglip import NAME, VISION
 
 Pool = Literal["average", "bilinear"]
 
-SIGLIP = "google/siglip-so400m-patch14-384"
 CHAT_TEMPLATE = (  # the authors' "qwen_1_5"
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -191,19 +191,12 @@ def _wrong(original: dict[str, Any], field: str, right: str) -> ValueError:
 
 def _tower(original: dict[str, Any]) -> SiglipVisionConfig:
     name = original.get("mm_vision_tower")
-    if name == SIGLIP:
-        tower = SiglipVisionConfig(
-            hidden_size=1152,
-            intermediate_size=4304,
-            num_hidden_layers=27,
-            num_attention_heads=16,
-            image_size=384,
-            patch_size=14,
-        )
+    if name == NAME:
+        tower = SiglipVisionConfig(**VISION)
     elif name and Path(name).is_dir():
         tower = SiglipVisionConfig.from_pretrained(name)
     else:
-        raise _wrong(original, "mm_vision_tower", f"{json.dumps(SIGLIP)} or the folder of another SigLIP")
+        raise _wrong(original, "mm_vision_tower", f"{json.dumps(NAME)} or the folder of another SigLIP")
     tower.num_hidden_layers -= 1  # the authors drop the last layer and the head, whatever mm_vision_select_layer says
     tower.vision_use_head = False
     return tower

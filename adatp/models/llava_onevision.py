@@ -15,6 +15,7 @@ from transformers.models.qwen2.modeling_qwen2 import rotate_half
 from adatp.layout import PromptLayout
 from adatp.models.family import Family
 from adatp.models.processor import load_processor
+from adatp.models.siglip import NAME, WIDTHS
 
 
 class LlavaOnevision(Family):
@@ -44,7 +45,7 @@ class LlavaOnevision(Family):
 
     @property
     def siglip(self) -> str | None:
-        return "google/siglip-so400m-patch14-384" if self.tower_width == 1152 else None
+        return NAME if self.tower_width == WIDTHS["hidden_size"] else None
 
     @property
     def tower_layers(self) -> int:

@@ -25,13 +25,13 @@ from adatp.evaluation.paper.shapes import MODEL_SHAPES, ModelShape
 from adatp.evaluation.paper.standin import llava_video_config
 from adatp.evaluation.session import Loaded
 from adatp.models.llava_video import LlavaVideoForConditionalGeneration
+from adatp.models.siglip import LAYERS, LLAVA_LAYERS, PATCH, SIDE, WIDTHS
 from adatp.relevance import Relevance
 from adatp.small.assemble import onevision_config, onevision_processor, take_tower
 from adatp.small.untrained import byte_tokenizer
 
-SIDE, PATCH = 384, 14
-SIGLIP = {"hidden_size": 1152, "intermediate_size": 4304, "num_attention_heads": 16}  # so400m-patch14-384
-TOWER_LAYERS, TEXT_LAYERS = 26, 27  # of the published ones
+SIGLIP = WIDTHS
+TOWER_LAYERS, TEXT_LAYERS = LLAVA_LAYERS, LAYERS  # of the published ones
 VOCABULARY = 151936  # Qwen2's
 
 

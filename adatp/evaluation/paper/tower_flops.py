@@ -3,15 +3,7 @@
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# google/siglip-so400m-patch14-384 as the LLaVA checkpoints ship it: without its last layer and its head
-SIGLIP = {
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_hidden_layers": 26,
-    "num_attention_heads": 16,
-    "image_size": 384,
-    "patch_size": 14,
-}
+from adatp.models.siglip import LLAVA_TOWER
 
 
 def tower_flops(frames: int, hidden_size: int) -> int:
@@ -25,14 +17,15 @@ def tower_flops(frames: int, hidden_size: int) -> int:
     from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
 
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**SIGLIP, vision_use_head=False),
+        vision_config=SiglipVisionConfig(**LLAVA_TOWER),
         text_config=Qwen2Config(hidden_size=hidden_size),
     )
     with torch.device("meta"):
         # eager: plain matrix products, which the counter sees
         tower = SiglipVisionModel._from_config(config.vision_config, attn_implementation="eager")
         projector = LlavaOnevisionMultiModalProjector(config)
-        frame = torch.empty(1, 3, SIGLIP["image_size"], SIGLIP["image_size"])
+        side = config.vision_config.image_size
+        frame = torch.empty(1, 3, side, side)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         projector(tower(frame).last_hidden_state)
     return int(counter.get_total_flops()) * frames
