@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from adatp.evaluation.machine import compute, gpu, processor
 from adatp_kernels.dispatch import interpreted
 from bench.costs import Cost, Roofs
 from bench.inputs import DEVICE, DTYPE
@@ -125,17 +126,10 @@ def compiled(function: Callable[..., Any], case: Any) -> Callable[..., Any]:
 @cache
 def machine() -> dict[str, Any]:
     """What a reader must know of the machine, and nothing that names it."""
-    cpu = "unknown CPU"
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-        cpu = names[0] if names else cpu
     return {
-        "gpu": torch.cuda.get_device_name(DEVICE) if DEVICE.type == "cuda" else None,
-        "cpu": cpu,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "dtype": str(DTYPE).removeprefix("torch."),
+        "gpu": gpu(DEVICE),
+        "cpu": processor(),
+        **compute(DTYPE),
         **{name: _version(name) for name in ("torch", "triton")},
     }
 

@@ -16,14 +16,11 @@ def describe_machine(model: Any, impl: str) -> dict[str, Any]:
         model: a Hugging Face model, where it is to run.
         impl: implementation of the three operations, resolved.
     """
-    device = model.device
     return {
         "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": cores(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
-        "dtype": str(model.dtype).removeprefix("torch."),
+        "processor": processor(),
+        **compute(model.dtype),
+        "device": gpu(model.device) or str(model.device),
         "attention": model.config._attn_implementation,
         "impl": impl,
         "python": platform.python_version(),
@@ -32,12 +29,22 @@ def describe_machine(model: Any, impl: str) -> dict[str, Any]:
     }
 
 
+def compute(dtype: torch.dtype) -> dict[str, Any]:
+    """What a host computes with, and in which type."""
+    return {"cores": cores(), "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch.")}
+
+
+def gpu(device: torch.device) -> str | None:
+    """The GPU's name; None where the device is none."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else None
+
+
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _processor() -> str:
+def processor() -> str:
     """The CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
