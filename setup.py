@@ -1,10 +1,14 @@
+import re
 from pathlib import Path
 
 from setuptools import setup
 
+PACKAGE = Path(__file__).with_name("adatp") / "__init__.py"
+VERSION = re.search(r'^__version__ = "(.+)"$', PACKAGE.read_text(encoding="utf-8"), re.MULTILINE)[1]
+
 setup(
     name="adatp",
-    version="0.1.0",
+    version=VERSION,
     description="Attention-debiased token pruning for Video LLMs (arXiv 2505.20100), as a drop-in for Hugging Face",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

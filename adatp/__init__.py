@@ -4,12 +4,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from adatp.errors import Unsupported
     from adatp.methods import AdaTP, DyCoke, FastV, Pool, PyramidDrop, Random, Uniform, Unpruned, VisionZip
-    from adatp.models.processor import load_processor
+    from adatp.models import families, load_processor
     from adatp.pruning import Pruned, apply
     from adatp.relevance import NoRelevanceWarning, Relevance
     from adatp.report import PruningReport
     from adatp.video import sample_frames
+
+__version__ = "0.1.0"
 
 _HOME = {
     "AdaTP": "adatp.methods",
@@ -24,9 +27,11 @@ _HOME = {
     "Relevance": "adatp.relevance",
     "Uniform": "adatp.methods",
     "Unpruned": "adatp.methods",
+    "Unsupported": "adatp.errors",
     "VisionZip": "adatp.methods",
     "apply": "adatp.pruning",
-    "load_processor": "adatp.models.processor",
+    "families": "adatp.models",
+    "load_processor": "adatp.models",
     "sample_frames": "adatp.video",
 }
 __all__ = [
@@ -42,8 +47,10 @@ __all__ = [
     "Relevance",
     "Uniform",
     "Unpruned",
+    "Unsupported",
     "VisionZip",
     "apply",
+    "families",
     "load_processor",
     "sample_frames",
 ]
@@ -54,3 +61,8 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """List the public names."""
+    return sorted([*__all__, "__version__"])

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adatp.errors import Unsupported
+
 
 class VideoGrid:
     """The videos of a prompt and the grid of their frames' tokens, as what describes a prompt has them.
@@ -53,7 +55,7 @@ class PromptLayout(VideoGrid):
     def check(self) -> None:
         """Raise a ValueError where nothing scores the video's tokens."""
         if self.rows.numel() == 0:
-            raise ValueError("a prompt has no text after its video, so nothing can score the video's tokens")
+            raise Unsupported("a prompt has no text after its video, so nothing can score the video's tokens")
 
     @property
     def end(self) -> int:

@@ -1,5 +1,6 @@
 """Put a method into one model instance, and take it out again."""
 
+import os
 import threading
 import warnings
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from adatp.engine.scoring import Scoring
+from adatp.errors import Unsupported
 from adatp.hf.compiled_layers import check_compiling
 from adatp.hf.hooks import Hooks, Question
 from adatp.hf.setup import Setup
@@ -105,7 +107,7 @@ def apply(
     method: Method | str = "adatp",
     *,
     flops: float | None = None,
-    relevance: Relevance | str | None = "auto",
+    relevance: Relevance | str | os.PathLike[str] | None = "auto",
     question: str | list[str] | None = None,
     impl: Impl = "auto",
     compile_layers: bool = False,
@@ -138,7 +140,7 @@ def apply(
 
     Raises:
         TypeError: the model's family is not supported, or an argument has another type than it may have.
-        ValueError: there is no such method; its settings or `flops` do not fit the model, which may have too few
+        Unsupported: there is no such method; its settings or `flops` do not fit the model, which may have too few
             layers; the model has sliding-window layers, or such as cannot be compiled; or no processor is given where
             one is needed.
         RuntimeError: a method is already applied to this model, or `impl` cannot run here.
@@ -152,7 +154,7 @@ def apply(
     resolve(impl, family.decoder.device)
     method.check(family.decoder.config.num_hidden_layers)
     if family.has_sliding_windows:
-        raise ValueError("the model has sliding-window layers, whose window would span dropped tokens")
+        raise Unsupported("the model has sliding-window layers, whose window would span dropped tokens")
     if compile_layers:
         check_compiling(model, family)
     tokenizer = getattr(processor, "tokenizer", processor)
@@ -167,7 +169,7 @@ def apply(
                 stacklevel=2,
             )
     if method.wants_question and loaded is not None and tokenizer is None and question is None:
-        raise ValueError(
+        raise Unsupported(
             "processor is needed to read the question from the prompt; pass processor=..., or question=..., "
             "or AdaTP(global_debias=False)"
         )
@@ -211,12 +213,15 @@ def _checked_question(question: Any) -> Question:
     raise TypeError(f"question must be a string, a list of strings or None, got {question!r}")
 
 
-def _load_relevance(relevance: Relevance | str | None, family: Family, model: Any) -> tuple[Relevance | None, str]:
+def _load_relevance(
+    relevance: Relevance | str | os.PathLike[str] | None, family: Family, model: Any
+) -> tuple[Relevance | None, str]:
     """The aligned SigLIP; or None, and why there is none."""
     if relevance is None:
         return None, "relevance=None"
-    loaded = relevance
-    if isinstance(relevance, str):
+    loaded: Any = relevance
+    if isinstance(relevance, str | os.PathLike):
+        relevance = os.fspath(relevance)
         checkpoint = family.siglip if relevance == "auto" else relevance
         if checkpoint is None:
             return None, "no SigLIP is known for this vision tower"
@@ -230,7 +235,7 @@ def _load_relevance(relevance: Relevance | str | None, family: Family, model: An
     if not isinstance(loaded, Relevance):
         raise TypeError(f"relevance must be a Relevance, a checkpoint's name or path, 'auto' or None, got {loaded!r}")
     if loaded.width != family.tower_width:
-        raise ValueError(
+        raise Unsupported(
             f"relevance must continue the model's vision tower of width {family.tower_width}; "
             f"this SigLIP's width is {loaded.width}"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from adatp.errors import InputError
 from adatp.tensors.blocks import in_blocks
 from adatp.tensors.transfer import send
 
@@ -78,7 +79,7 @@ class Relevance(nn.Module):
         tower_layers: encoder layers that the model's own vision tower has already run.
 
     Raises:
-        ValueError: the SigLIP does not continue such a tower.
+        InputError: the SigLIP does not continue such a tower.
     """
 
     def __init__(self, siglip: Any, tokenizer: Any, tower_layers: int) -> None:
@@ -86,9 +87,9 @@ class Relevance(nn.Module):
         vision, text = siglip.vision_model, siglip.text_model
         layers = vision.encoder.layers
         if not 0 <= tower_layers <= len(layers):
-            raise ValueError(f"tower_layers must be from 0 to the SigLIP's {len(layers)} layers, got {tower_layers}")
+            raise InputError(f"tower_layers must be from 0 to the SigLIP's {len(layers)} layers, got {tower_layers}")
         if not vision.use_head:
-            raise ValueError("the SigLIP has no pooling head (vision_use_head=False), so its frames cannot be compared")
+            raise InputError("the SigLIP has no pooling head (vision_use_head=False), so its frames cannot be compared")
         self.layers = nn.ModuleList(layers[tower_layers:])
         self.post_layernorm = vision.post_layernorm
         self.head = _Head(vision.head)

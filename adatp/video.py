@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adatp.errors import InputError
+
 if TYPE_CHECKING:  # PyAV is imported where a file is opened: pruning needs none
     from av.container import InputContainer
     from av.packet import Packet
@@ -29,7 +31,7 @@ Path = str | os.PathLike[str]
 MICROSECONDS = 1_000_000  # in a second: what FFmpeg counts a file's duration in
 
 
-class VideoError(ValueError):
+class VideoError(InputError):
     """A file that cannot be used as a video; the message names the file and what is wrong."""
 
 
@@ -72,7 +74,7 @@ def sample_frames(path: Path, count: int = 32) -> Clip:
     Raises VideoError for a file that is missing, damaged, cut short or not a video, ValueError for `count` below 1.
     """
     if count < 1:
-        raise ValueError(f"count is {count}, it must be 1 or more")
+        raise InputError(f"count is {count}, it must be 1 or more")
     index = _packet_index(path)
     if index is not None:
         # A failure here is not final: packets may show no frame of their own, and seeking may be inexact.

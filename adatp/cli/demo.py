@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from adatp.cli import options
+from adatp.errors import InputError
 
 CLIP = 101  # of the held-out split, behind those of `adatp study`; it has a question of every kind
 
@@ -23,7 +24,7 @@ def add(commands: Any) -> None:
 
 def _demo(arguments: argparse.Namespace) -> int:
     if arguments.clip < 0:
-        raise ValueError(f"--clip must be 0 or more, got {arguments.clip}")
+        raise InputError(f"--clip must be 0 or more, got {arguments.clip}")
     options.require_world()
     with options.progress() as progress:
         from adatp.evaluation.demo import demonstrate

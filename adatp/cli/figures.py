@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatp.cli import options
+from adatp.errors import InputError
 
 if TYPE_CHECKING:  # the command line starts without torch
     from adatp.evaluation.bias import Biases
@@ -36,7 +37,7 @@ def figures(arguments: argparse.Namespace) -> int:
     try:
         arguments.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"--out cannot be written: {error}") from error
+        raise InputError(f"--out cannot be written: {error}") from error
     with options.progress() as progress:
         from dataclasses import replace
 

@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 from adatp.cli import options
+from adatp.errors import InputError
 
 SHAPES = ("onevision-0.5b", "onevision-7b", "llava-video-7b")
 
@@ -26,7 +27,7 @@ def _flops(arguments: argparse.Namespace) -> int:
     shape, method = MODEL_SHAPES[arguments.model], options.method_of(arguments)
     text_tokens = shape.text_tokens if arguments.text_tokens is None else arguments.text_tokens
     if text_tokens < 0:
-        raise ValueError(f"--text-tokens must be at least 0, got {text_tokens}")
+        raise InputError(f"--text-tokens must be at least 0, got {text_tokens}")
     method.check(shape.layers)
     flops, lengths = shape_flops(shape, method, text_tokens)
     if arguments.json:

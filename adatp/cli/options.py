@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adatp.errors import InputError
 from adatp_kernels.dispatch import resolve
 
 if TYPE_CHECKING:  # the command line starts without torch
@@ -46,7 +47,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_method(parser: argparse.ArgumentParser) -> None:
     """A method and its settings."""
-    parser.add_argument("--method", default="adatp", choices=METHODS, help="how tokens are dropped (default adatp)")
+    parser.add_argument(
+        "--method", default="adatp", type=str.lower, choices=METHODS, help="how tokens are dropped (default adatp)"
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -98,7 +101,7 @@ def numbers(text: str) -> list[int]:
 
 def names(text: str) -> list[str]:
     """An `M,M,...` argument of methods."""
-    chosen = text.split(",")
+    chosen = text.lower().split(",")
     for name in chosen:
         if name not in METHODS:
             raise argparse.ArgumentTypeError(f"must be of {', '.join(METHODS)}, got {name!r}")
@@ -109,14 +112,14 @@ def method_of(arguments: argparse.Namespace) -> "Method":
     """The method that was asked for.
 
     Raises:
-        ValueError: a setting that the method does not have, a value out of its range, or one given twice.
+        InputError: a setting that the method does not have, a value out of its range, or one given twice.
     """
     from adatp.methods.settings import configure
 
     given = [*arguments.set, *((name, getattr(arguments, name)) for name in ("p", "last") if getattr(arguments, name))]
     twice = {name for name, _ in given if [n for n, _ in given].count(name) > 1}
     if twice:
-        raise ValueError(f"{', '.join(sorted(twice))} is set twice")
+        raise InputError(f"{', '.join(sorted(twice))} is set twice")
     return configure(arguments.method, dict(given))
 
 
@@ -125,25 +128,25 @@ def require_positive(arguments: argparse.Namespace, *options: str) -> None:
     for option in options:
         if getattr(arguments, option) < 1:
             name = option.replace("_", "-")
-            raise ValueError(f"--{name} must be at least 1, got {getattr(arguments, option)}")
+            raise InputError(f"--{name} must be at least 1, got {getattr(arguments, option)}")
 
 
 def require_question(question: str) -> None:
     """Raise a ValueError for a question that says nothing."""
     if not question.strip():
-        raise ValueError("--question is empty; say what to ask")
+        raise InputError("--question is empty; say what to ask")
 
 
 def require_matplotlib(wanted: object, what: str) -> None:
     """Raise a ValueError where a picture is wanted and there is nothing to draw it with."""
     if wanted is not None and find_spec("matplotlib") is None:
-        raise ValueError(f"{what} needs matplotlib: pip install 'adatp[overlay]'")
+        raise InputError(f"{what} needs matplotlib: pip install 'adatp[overlay]'")
 
 
 def require_world() -> None:
     """Raise a ValueError where there is nothing to draw the world's digits with."""
     if find_spec("sklearn") is None:
-        raise ValueError("the videos made by code show scikit-learn's digits: pip install 'adatp[world]'")
+        raise InputError("the videos made by code show scikit-learn's digits: pip install 'adatp[world]'")
 
 
 class Progress(NamedTuple):
@@ -210,16 +213,15 @@ def load_model(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "L
     tell("loading the model")
     try:
         return loader()
-    except (OSError, ValueError) as error:
-        raise ValueError(f"--model {arguments.model} cannot be loaded: {error}") from error
+    except (OSError, ValueError, ImportError) as error:
+        raise InputError(f"--model {arguments.model} cannot be loaded: {error}") from error
 
 
 def device_of(arguments: argparse.Namespace) -> str:
     """Where to run; checked, with `--impl`.
 
     Raises:
-        ValueError: no such device.
-        RuntimeError: the implementation cannot run there.
+        InputError: no such device, or the implementation cannot run there.
     """
     import torch
 
@@ -227,8 +229,11 @@ def device_of(arguments: argparse.Namespace) -> str:
     try:
         kind: Any = torch.device(device).type
     except RuntimeError:
-        raise ValueError(f"--device must be cpu, cuda, cuda:1, ..., got {device!r}") from None
+        raise InputError(f"--device must be cpu, cuda, cuda:1, ..., got {device!r}") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"--device {device} cannot be used: this PyTorch finds no CUDA device")
-    resolve(arguments.impl, torch.device(device))
+        raise InputError(f"--device {device} cannot be used: this PyTorch finds no CUDA device")
+    try:
+        resolve(arguments.impl, torch.device(device))
+    except RuntimeError as error:
+        raise InputError(str(error)) from error
     return device

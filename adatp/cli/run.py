@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adatp.cli import options
+from adatp.errors import InputError
 
 
 def add(commands: Any) -> None:
@@ -30,7 +31,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options.require_positive(arguments, "frames", "max_new_tokens")
     options.require_question(arguments.question)
     if arguments.layers and arguments.overlay is None:
-        raise ValueError("--layers says what --overlay draws; give --overlay FILE.png too")
+        raise InputError("--layers says what --overlay draws; give --overlay FILE.png too")
     _check_overlay(arguments.overlay)
     with options.progress() as progress:
         from adatp.evaluation.session import run
@@ -45,7 +46,7 @@ def _run(arguments: argparse.Namespace) -> int:
         depth = len(family_of(loaded.model).decoder.layers)
         method.check(depth)
         if any(not 0 <= layer < depth for layer in arguments.layers or ()):
-            raise ValueError(f"--layers must be from 0 to {depth - 1}, got {arguments.layers}")
+            raise InputError(f"--layers must be from 0 to {depth - 1}, got {arguments.layers}")
         result = run(
             clip,
             decoding,
@@ -75,12 +76,12 @@ def _check_overlay(path: Path | None) -> None:
     if path is None:
         return
     if path.suffix.lower() != ".png":
-        raise ValueError(f"--overlay must name a .png file, got {path}")
+        raise InputError(f"--overlay must name a .png file, got {path}")
     existed = path.exists()
     try:
         path.open("ab").close()
     except OSError as error:
-        raise ValueError(f"--overlay cannot be written: {error}") from error
+        raise InputError(f"--overlay cannot be written: {error}") from error
     if not existed:
         path.unlink()
     options.require_matplotlib(path, "--overlay")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adatp.cli import options
+from adatp.errors import InputError
 
 if TYPE_CHECKING:  # the command line starts without torch
     from adatp.evaluation.paper.rows import Row
@@ -36,7 +37,7 @@ def add(commands: Any) -> None:
 def tables(arguments: argparse.Namespace) -> int:
     """Run the command."""
     if arguments.model is not None and not arguments.videos:
-        raise ValueError("--model says what to run videos on; give a VIDEO too, or leave it out")
+        raise InputError("--model says what to run videos on; give a VIDEO too, or leave it out")
     notes: list[str] = []
     with options.progress() as progress:
         from adatp.evaluation.paper.rows import Counter, published_rows, with_runs
@@ -74,7 +75,7 @@ def _models(arguments: argparse.Namespace, progress: options.Progress) -> "dict[
         matching = {name: loaded for name, known in layouts.items() if known == layout}
         if not matching:
             known = "; ".join(f"{name}: {layers} and {grid}" for name, (layers, grid) in layouts.items())
-            raise ValueError(
+            raise InputError(
                 f"--model {arguments.model} has {layout[0]} decoder layers and a grid of {layout[1]} tokens a frame; "
                 f"the paper's models have {known}"
             )
@@ -107,7 +108,7 @@ def _run(
             progress.tell(f"decoding {file}")
             clip, seconds = decode(video, frames)
             if len(clip.frames) < frames:
-                raise ValueError(f"{video} has {len(clip.frames)} frames; {name} takes {frames} in the paper's setting")
+                raise InputError(f"{video} has {len(clip.frames)} frames; {name} takes {frames} in the paper's setting")
             notes += [note for note in (loaded.note or f"the runs of {name} are on {loaded.name}", clip.note) if note]
             methods = open_settings(rows, name)
             for number, method in enumerate(methods, 1):

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adatp.errors import InputError
+
 
 class Agreement(NamedTuple):
     """Of two distributions p, the reference, and q.
@@ -24,10 +26,10 @@ def agreement(reference: Tensor, other: Tensor) -> Agreement:
     """Compare `[V]` logits, in fp64 on the host; -inf is a token that is suppressed.
 
     Raises:
-        ValueError: no two vectors of one length, a NaN or inf among them, or every token suppressed.
+        InputError: no two vectors of one length, a NaN or inf among them, or every token suppressed.
     """
     if reference.ndim != 1 or reference.shape != other.shape:
-        raise ValueError(
+        raise InputError(
             f"reference and other must be [V] logits of one vocabulary, "
             f"got {tuple(reference.shape)} and {tuple(other.shape)}"
         )
@@ -45,7 +47,7 @@ def agreement(reference: Tensor, other: Tensor) -> Agreement:
 def _log_probabilities(name: str, logits: Tensor) -> Tensor:
     logits = logits.detach().cpu().double()
     if bool(logits.isnan().any() or logits.isposinf().any()):
-        raise ValueError(f"{name} must hold no NaN and no inf, which no softmax can take")
+        raise InputError(f"{name} must hold no NaN and no inf, which no softmax can take")
     if not bool(logits.isfinite().any()):
-        raise ValueError(f"{name} must leave at least one token, got every logit -inf")
+        raise InputError(f"{name} must leave at least one token, got every logit -inf")
     return logits.log_softmax(0)

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from adatp.errors import InputError
+
 Z = 1.959963984540054  # of a 95 % interval
 
 
@@ -14,7 +16,7 @@ def letter_tokens(tokenizer: Any, letters: str) -> dict[str, list[int]]:
     A tokenizer that makes " A" a space and a letter has no other way to begin with it.
 
     Raises:
-        ValueError: two letters begin with one token, so the next token cannot tell them apart.
+        InputError: two letters begin with one token, so the next token cannot tell them apart.
     """
     found = {}
     for letter in letters:
@@ -22,7 +24,7 @@ def letter_tokens(tokenizer: Any, letters: str) -> dict[str, list[int]]:
         found[letter] = list(dict.fromkeys([bare[0], *(spaced if len(spaced) == 1 else [])]))
     tokens = [token for own in found.values() for token in own]
     if len(set(tokens)) < len(tokens):
-        raise ValueError(f"the tokenizer begins two of the letters {letters} with one token, so none can be chosen")
+        raise InputError(f"the tokenizer begins two of the letters {letters} with one token, so none can be chosen")
     return found
 
 

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from adatp.errors import InputError
+
 # as in the paper
 TOP_SHARE = 0.1  # of the visual tokens, whose places the paper looks at
 LAST_FRAMES = 4  # in which it counts them
@@ -48,7 +50,7 @@ def top_tokens(scores: Tensor, share: float = TOP_SHARE) -> Tensor:
         share: of the n * c tokens, above 0 and up to 1; half a token counts as one, and one there is at least.
     """
     if not 0 < share <= 1:
-        raise ValueError(f"share must be above 0 and at most 1, got {share}")
+        raise InputError(f"share must be above 0 and at most 1, got {share}")
     flat = scores.flatten(1)
     count = max(1, math.floor(Fraction(str(share)) * flat.shape[1] + Fraction(1, 2)))
     best = flat.sort(dim=1, descending=True, stable=True).indices[:, :count]
@@ -61,7 +63,7 @@ def share_in_last(top: Tensor, frames: int = LAST_FRAMES) -> Tensor:
     All of them where there are no more frames than that.
     """
     if frames < 1:
-        raise ValueError(f"frames must be at least 1, got {frames}")
+        raise InputError(f"frames must be at least 1, got {frames}")
     return top[:, -frames:].sum((1, 2)) / top.sum((1, 2)).double()
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adatp.errors import InputError
+
 RESAMPLES = 10_000
 _SEED = 0
 
@@ -22,10 +24,10 @@ def paired_difference(ours: Sequence[bool], theirs: Sequence[bool], clips: Seque
         Difference (ours minus theirs), low and high end.
 
     Raises:
-        ValueError: no question, or not one entry each.
+        InputError: no question, or not one entry each.
     """
     if not len(ours) == len(theirs) == len(clips) > 0:
-        raise ValueError(
+        raise InputError(
             f"ours, theirs and clips must have one entry a question, got {len(ours)}, {len(theirs)} and {len(clips)}"
         )
     _, clip = np.unique(clips, return_inverse=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from adatp.errors import InputError
 from adatp.world.multiple_choice import prompt_of
 
 KEYS = ("video", "question", "options", "answer")
@@ -50,7 +51,7 @@ def load_questions(path: Path) -> list[Question]:
     """Read a question set.
 
     Raises:
-        ValueError: entries that cannot be used, all of them with what is wrong, or no entry at all.
+        InputError: entries that cannot be used, all of them with what is wrong, or no entry at all.
         OSError: the file cannot be read.
     """
     questions: list[Question] = []
@@ -61,9 +62,9 @@ def load_questions(path: Path) -> list[Question]:
         if not wrong:
             questions.append(_question(entry, path.parent))
     if problems:
-        raise ValueError(f"{path} cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
+        raise InputError(f"{path} cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems))
     if not questions:
-        raise ValueError(f"{path} holds no question; it must hold at least one")
+        raise InputError(f"{path} holds no question; it must hold at least one")
     return questions
 
 
@@ -74,7 +75,7 @@ def _entries(path: Path, problems: list[str]) -> list[tuple[str, Any]]:
         try:
             return [(f"entry {i}", entry) for i, entry in enumerate(json.loads(text), 1)]
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path} is no JSON: {error}") from error
+            raise InputError(f"{path} is no JSON: {error}") from error
     entries = []
     for i, line in enumerate(text.split("\n"), 1):
         if line.strip():

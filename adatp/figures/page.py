@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adatp.errors import InputError
 from adatp.evaluation import bias
 from adatp.evaluation.bias import Bias
 from adatp.hf.attention_map import AttentionMap
@@ -73,12 +74,12 @@ def write_page(path: Path, study: Study) -> None:
     """Write the page.
 
     Raises:
-        ValueError: a run that does not have the frames, tokens and layers of the attention.
+        InputError: a run that does not have the frames, tokens and layers of the attention.
     """
     for name, run in study.runs.items():
         shown, kept = tuple(study.attention.scores.shape), run.sample
         if (len(kept.kept), kept.frames, kept.tokens_per_frame) != shown:
-            raise ValueError(
+            raise InputError(
                 f"runs[{name!r}] must have the attention's {shown} layers, frames and tokens a frame, "
                 f"got {(len(kept.kept), kept.frames, kept.tokens_per_frame)}"
             )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from adatp.errors import Unsupported
 from adatp.hf.support import is_applied
 from adatp.hf.tensor_parallel import average_over_ranks
 from adatp.layout import PromptLayout, VideoGrid
@@ -44,14 +45,14 @@ def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMa
 
     Raises:
         TypeError: the model's family is not supported.
-        ValueError: not one prompt without padding and with a video; a model that is being pruned, one with
+        Unsupported: not one prompt without padding and with a video; a model that is being pruned, one with
             sliding-window layers, or one whose numbers overflow.
     """
     family = family_of(model)
     if is_applied(model):
-        raise ValueError("model must be unpruned: call remove() on what apply() has returned")
+        raise Unsupported("model must be unpruned: call remove() on what apply() has returned")
     if family.has_sliding_windows:
-        raise ValueError("model must attend to all tokens in every layer, but has sliding-window layers")
+        raise Unsupported("model must attend to all tokens in every layer, but has sliding-window layers")
     layout = _layout(family, inputs)
     watch = _Watch(family, layout)
     handles = watch.install()
@@ -63,7 +64,7 @@ def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMa
     scores = torch.stack(watch.scores).view(-1, layout.frames, layout.tokens_per_frame)
     broken = [layer for layer, finite in enumerate(scores.isfinite().all(2).all(1).tolist()) if not finite]
     if broken:
-        raise ValueError(
+        raise Unsupported(
             f"the attention of decoder layer {broken[0]} is not finite in {family.decoder.dtype}; "
             "load the model in bfloat16 or float32"
         )
@@ -73,12 +74,12 @@ def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMa
 def _layout(family: Family, inputs: Mapping[str, Any]) -> PromptLayout:
     ids, mask = inputs["input_ids"], inputs.get("attention_mask")
     if len(ids) != 1:
-        raise ValueError(f"inputs must hold one prompt, got a batch of {len(ids)}")
+        raise Unsupported(f"inputs must hold one prompt, got a batch of {len(ids)}")
     if mask is not None and not bool(mask.all()):
-        raise ValueError(f"inputs must have no padding, but {int((mask == 0).sum())} tokens are masked out")
+        raise Unsupported(f"inputs must have no padding, but {int((mask == 0).sum())} tokens are masked out")
     layout = family.layout(ids[0].cpu())
     if layout is None:
-        raise ValueError("inputs must hold a prompt with a video, got one without")
+        raise Unsupported("inputs must hold a prompt with a video, got one without")
     layout.check()
     return layout
 

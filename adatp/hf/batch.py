@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adatp.errors import Unsupported
 from adatp.layout import PromptLayout
 from adatp.models.family import Family
 
@@ -39,7 +40,7 @@ class Batch:
             prepared: whether `generate` may have made it.
 
         Raises:
-            ValueError: prompts that cannot be pruned.
+            Unsupported: prompts that cannot be pruned.
         """
         length = ids.shape[1]
         draft = length - (prompt_length or length)
@@ -64,8 +65,8 @@ def _left_padding(mask: Any, length: int, prepared: bool) -> list[int]:
         last = mask[:, 0, -1, :length]  # sees all there is
         mask = last == 0 if last.is_floating_point() else last
     if mask.ndim != 2:
-        raise ValueError(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
+        raise Unsupported(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")
     mask = mask.cpu().bool()
     if bool((mask[:, :-1] & ~mask[:, 1:]).any()):
-        raise ValueError("attention_mask must be padded on the left only; set padding_side='left'")
+        raise Unsupported("attention_mask must be padded on the left only; set padding_side='left'")
     return [int(padding) for padding in (~mask).sum(1)]

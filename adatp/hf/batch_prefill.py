@@ -16,6 +16,7 @@ from adatp.engine.compression import Compression
 from adatp.engine.cuts import Cuts
 from adatp.engine.samples import compressed_sample, cut_sample, whole_sample
 from adatp.engine.sparse_decoding import SparseVisual
+from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.cache import Shift, fill_layer
 from adatp.hf.features import Features, Questions, comparable, read_features
@@ -44,7 +45,7 @@ class BatchPrefill:
         prompt: the prompt that is in the decoder, if it is cut between the layers; else None.
 
     Raises:
-        ValueError: `flops` is out of the method's reach on one of the prompts.
+        Unsupported: `flops` is out of the method's reach on one of the prompts.
     """
 
     def __init__(self, setup: Setup, batch: Batch, questions: Questions) -> None:
@@ -81,7 +82,7 @@ class BatchPrefill:
         if positions is None:
             positions = torch.arange(length, device=embeds.device)[None]
         elif positions.ndim != 2:
-            raise ValueError(f"position_ids must be [B, L] or [1, L] to be pruned, got {tuple(positions.shape)}")
+            raise Unsupported(f"position_ids must be [B, L] or [1, L] to be pruned, got {tuple(positions.shape)}")
         config = self._setup.family.decoder.config
         use_cache = kwargs.pop("use_cache", None)
         use_cache = cache is not None or (config.use_cache if use_cache is None else use_cache)
@@ -144,7 +145,7 @@ class BatchPrefill:
     def _prunings(self, side: SideStream) -> Iterator[Pruning]:
         """What happens to each prompt. Its frames are compared and grouped beside its first layers."""
         if self.encoded is None:
-            raise ValueError(
+            raise Unsupported(
                 "the prompt holds a video but no video features came with it: pass pixel_values_videos, or what "
                 "get_video_features returned as mm_encoder_outputs, and the whole prompt at once (chunked prefill "
                 "cannot be pruned). An assistant model is handed no video by transformers: apply the method to the "

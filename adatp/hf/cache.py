@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache, StaticLayer
 
 from adatp.engine.sparse_decoding import SparseVisual
+from adatp.errors import Unsupported
 from adatp.tensors.masks import additive
 from adatp.tensors.padding import stack_left
 from adatp.tensors.transfer import send
@@ -102,7 +103,7 @@ class PrunedLayer(_Masked, DynamicLayer):
         if tokens_to_remove > 0:  # up to transformers 5.17: the length of the whole sequence that is to remain
             tokens_to_remove = min(0, tokens_to_remove - self.prompt_length + self.kept_length - length)
         if length + tokens_to_remove < self.kept_length:
-            raise ValueError(
+            raise Unsupported(
                 f"cannot crop {-tokens_to_remove} tokens: that reaches into the pruned prompt, of which each layer "
                 "holds other tokens"
             )

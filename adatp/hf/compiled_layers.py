@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from adatp.errors import Unsupported
 from adatp.hf.tensor_parallel import average_over_ranks
 from adatp.models.family import Family
 from adatp.tensors import blocks
@@ -26,12 +27,12 @@ Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
 def check_compiling(model: nn.Module, family: Family) -> None:
     """Raise a ValueError for a model whose layers do not run by their own code alone."""
     if any("forward" in layer.__dict__ for layer in family.decoder.layers):
-        raise ValueError(
+        raise Unsupported(
             "compile_layers cannot be used where the layers' forward has been replaced, as accelerate does for layers "
             "on several devices, offloaded or on disk: leave it out"
         )
     if average_over_ranks(model) is not None:
-        raise ValueError("compile_layers cannot be used with tensor parallelism, whose hooks are inside the layers")
+        raise Unsupported("compile_layers cannot be used with tensor parallelism, whose hooks are inside the layers")
 
 
 class CompiledLayers:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
@@ -46,7 +47,7 @@ def questions_of(setup: Setup, batch: Batch, given: str | list[str] | None, *, r
         One a prompt, None where there is none; None where frames are compared with nothing.
 
     Raises:
-        ValueError: other prompts than there are questions.
+        Unsupported: other prompts than there are questions.
     """
     if not setup.method.wants_question or setup.questions is None:
         return None
@@ -59,7 +60,7 @@ def questions_of(setup: Setup, batch: Batch, given: str | list[str] | None, *, r
     prompts = len(batch.ids)
     copies, rest = divmod(prompts, max(1, len(each)))
     if rest or copies == 0:
-        raise ValueError(f"question holds {len(each)} questions for {prompts} prompts; give one a prompt")
+        raise Unsupported(f"question holds {len(each)} questions for {prompts} prompts; give one a prompt")
     return [question for question in each for _ in range(copies)]  # as beams are laid out
 
 
@@ -103,7 +104,7 @@ def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions
         One a prompt.
 
     Raises:
-        ValueError: the prompts hold other videos than were encoded.
+        Unsupported: the prompts hold other videos than were encoded.
     """
     frames = _frames(setup, encoded, side)
     text = None
@@ -159,7 +160,7 @@ def _begins(batch: Batch, frames: int) -> list[int]:
     wanted = [0 if layout is None else layout.frames for layout in batch.layouts]
     copies, rest = divmod(sum(wanted), frames)
     if rest or copies == 0:
-        raise ValueError(f"the prompts hold videos of {sum(wanted)} frames, but {frames} frames were encoded")
+        raise Unsupported(f"the prompts hold videos of {sum(wanted)} frames, but {frames} frames were encoded")
     begins, begin = [], 0
     for b, count in enumerate(wanted):
         begins.append(begin)

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.batch_prefill import BatchPrefill
 from adatp.hf.compiled_layers import CompiledLayers
@@ -186,7 +187,7 @@ class Hooks:
         """Before the model: refuse what it would only fail on after the prefill."""
         labels, input_ids = kwargs.get("labels"), kwargs.get("input_ids")
         if labels is not None and input_ids is not None and self._setup.family.has_video(input_ids):
-            raise ValueError("labels cannot be given: a pruned prefill has logits only for the tokens that are left")
+            raise Unsupported("labels cannot be given: a pruned prefill has logits only for the tokens that are left")
 
     def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the body: find the videos."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.cache import check_cache
 from adatp.hf.setup import Setup
@@ -52,7 +53,7 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
         given: its arguments by name.
 
     Raises:
-        ValueError: a prompt with a video that cannot be pruned, or not under one of the settings.
+        Unsupported: a prompt with a video that cannot be pruned, or not under one of the settings.
         TypeError: a cache that cannot hold it.
     """
     family, method = setup.family, setup.method
@@ -75,7 +76,7 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
     copies = max(_setting(model, given, "num_beams") or 1, _setting(model, given, "num_return_sequences") or 1)
     several = any(layout is not None and len(layout.videos) > 1 for layout in batch.layouts)
     if copies > 1 and several and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise ValueError(
+        raise Unsupported(
             "this version of transformers gives each copy of a prompt with several videos the wrong ones; use 5.18 or "
             "newer, or num_beams=1 and num_return_sequences=1"
         )
@@ -88,7 +89,7 @@ def is_continued(cache: Any, *, arrives: bool) -> bool:
     """Whether `cache` holds tokens; refused where a video `arrives` to join them."""
     continued = cache is not None and bool(cache.get_seq_length() > 0)
     if continued and arrives:
-        raise ValueError(
+        raise Unsupported(
             "a video that joins a cache which already holds tokens cannot be pruned (a cached prefix, a further "
             "video, or chunked prefill): give the whole prompt at once, with an empty cache"
         )
@@ -99,14 +100,14 @@ def check_support(setup: Setup, cache: Any) -> None:
     """Refuse an attention implementation, or a cache, that cannot be pruned."""
     attention = setup.attention
     if attention not in SUPPORTED_ATTENTION:
-        raise ValueError(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
+        raise Unsupported(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
     check_cache(cache, attention, sparse=setup.method.decoding is not None)
 
 
 def check_gradients(family: Family) -> None:
     """Refuse a prefill that is to have gradients."""
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in family.decoder.parameters()):
-        raise ValueError(
+        raise Unsupported(
             "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
             "torch.no_grad() or torch.inference_mode(), as generate() does, or train without pruning"
         )
@@ -114,7 +115,7 @@ def check_gradients(family: Family) -> None:
 
 def refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Refuse to serve requests from pages of one cache."""
-    raise ValueError(
+    raise Unsupported(
         f"{getattr(method, '__name__', 'continuous batching')}: continuous batching cannot run on a pruned model, "
         "because its paged cache holds the same tokens in every layer; use generate() on a batch, or remove() first"
     )
@@ -129,20 +130,20 @@ def _setting(model: Any, given: dict[str, Any], name: str) -> Any:
 
 def _check_settings(model: Any, method: Method, given: dict[str, Any]) -> None:
     if _setting(model, given, "prefill_chunk_size") is not None:
-        raise ValueError(
+        raise Unsupported(
             "prefill_chunk_size cannot be set for a prompt with a video: chunked prefill would have to cut tokens "
             "before it has read the question that scores them"
         )
     cache = _setting(model, given, "cache_implementation")
     if cache is not None and cache not in _CACHES:
-        raise ValueError(
+        raise Unsupported(
             f"cache_implementation={cache!r} cannot be pruned: every layer keeps other tokens, on the model's device, "
             f"which only {' and '.join(map(repr, _CACHES))} caches can hold"
         )
     if cache == "static" and method.decoding is not None:
-        raise ValueError(
+        raise Unsupported(
             "cache_implementation='static' cannot be used where decoding chooses what it attends to; leave it unset, "
             "or use DyCoke(p=0)"
         )
     if _setting(model, given, "assistant_early_exit") is not None or given.get("assistant_model") is model:
-        raise ValueError("a model cannot assist itself while it is pruned: pass another model as assistant_model")
+        raise Unsupported("a model cannot assist itself while it is pruned: pass another model as assistant_model")

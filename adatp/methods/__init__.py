@@ -1,5 +1,6 @@
 """The methods that thin out a video's tokens, AdaTP and those it is compared with, behind one seam."""
 
+from adatp.errors import InputError
 from adatp.methods.adatp import AdaTP
 from adatp.methods.baselines import Pool, Random, Uniform, Unpruned
 from adatp.methods.dycoke import DyCoke
@@ -29,16 +30,16 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method_of(method: str | Method) -> Method:
-    """The method itself, or the one of that name with its default settings.
+    """Return the method itself, or the one of that name, in any case, with its default settings.
 
     Raises:
-        ValueError: a name that is not one.
+        InputError: a name that is not one.
         TypeError: neither a name nor a method.
     """
     if isinstance(method, Method):
         return method
     if not isinstance(method, str):
         raise TypeError(f"method must be a name or a method such as AdaTP(p=1.5), got {method!r}")
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    return METHODS[method]()
+    if method.lower() not in METHODS:
+        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    return METHODS[method.lower()]()

@@ -7,13 +7,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adatp.errors import InputError
 from adatp.layout import PromptLayout
 from adatp.methods.budget import quotas, round_half_up
 from adatp.methods.method import BetweenLayers, Grouping, require
 from adatp.methods.segments import frames_per_segment, mean_per_segment, partition
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class AdaTP(BetweenLayers):
     """What AdaTP keeps, and where. The defaults are the paper's (section 4.1).
 
@@ -36,7 +37,7 @@ class AdaTP(BetweenLayers):
         local_debias: Whether one token stays per spatial position and segment (Tab. 2, "Local.D").
 
     Raises:
-        ValueError: a field outside its range.
+        InputError: a field outside its range.
     """
 
     name: ClassVar[str] = "adatp"
@@ -91,16 +92,16 @@ class AdaTP(BetweenLayers):
         """The last layer of the gradual schedule in a model with that many decoder layers.
 
         Raises:
-            ValueError: the model has too few layers for the schedule.
+            InputError: the model has too few layers for the schedule.
         """
         last = layers - 12 if self.last is None else self.last
         if self.last is None and (layers <= 14 or last < self.first):
-            raise ValueError(
+            raise InputError(
                 f"the model has {layers} decoder layers, too few for the default schedule (layers {self.first} to "
                 f"N - 12); set AdaTP(last=...) to a layer from {self.first} to {layers - 1}"
             )
         if last >= layers:
-            raise ValueError(f"last must be a layer of the model, at most {layers - 1}, got {last}")
+            raise InputError(f"last must be a layer of the model, at most {layers - 1}, got {last}")
         return last
 
     def cuts(self, layers: int) -> dict[int, float]:

@@ -10,7 +10,7 @@ from adatp.methods.method import BeforeDecoder, BetweenLayers, Video, require, s
 from adatp.tensors.transfer import send
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Share(BeforeDecoder):
     """Leaves a share of the tokens.
 
@@ -30,7 +30,7 @@ class _Share(BeforeDecoder):
         return share_of(frames * grid[0] * grid[1], self.keep)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Random(_Share):
     """M of all tokens, in order.
 
@@ -56,7 +56,7 @@ class Random(_Share):
         return index, tokens[index]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Uniform(_Share):
     """M of all N tokens at even distances: those at floor(i * N / M)."""
 
@@ -69,7 +69,7 @@ class Uniform(_Share):
         return index, tokens[index]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pool(_Share):
     """Every frame average-pooled to a smaller grid, in which a newline again ends every row where it did before.
 
@@ -123,7 +123,7 @@ def _middles(side: int, windows: int, device: torch.device) -> Tensor:
     return (begin + end - 1) // 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Unpruned(BetweenLayers):
     """Leaves every token."""
 

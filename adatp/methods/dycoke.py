@@ -10,7 +10,7 @@ from adatp.methods.method import BeforeDecoder, SparseDecoding, Video, require
 from adatp.tensors.transfer import send
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DyCoke(BeforeDecoder):
     """Temporal token merging before the decoder, and sparse decoding.
 

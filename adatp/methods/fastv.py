@@ -9,7 +9,7 @@ from adatp.layout import PromptLayout
 from adatp.methods.method import BetweenLayers, require
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FastV(BetweenLayers):
     """The visual tokens that the last prompt token attends to most, in the layer before `layer`, stay from there on.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from adatp.errors import InputError
 from adatp.flops import linear_ratio
 from adatp.layout import PromptLayout, VideoGrid, by_layer
 
@@ -84,7 +85,7 @@ class Method(ABC):
         """Raise a ValueError for a share of FLOPs that no prompt can be asked to cost."""
         require(0 < ratio <= 1, "flops", ratio, "a share of the unpruned FLOPs, in (0, 1]")
         if self.knob is None:
-            raise ValueError(f"flops cannot be asked of the method {self.name!r}, which has no setting to turn")
+            raise InputError(f"flops cannot be asked of the method {self.name!r}, which has no setting to turn")
 
     def at_flops(self, ratio: float, video: VideoGrid, layers: int, other_tokens: int) -> Self:
         """The method at a given cost: its `knob` turned, every other setting as it is.
@@ -96,7 +97,7 @@ class Method(ABC):
             other_tokens: tokens of the prompt beside the visual ones.
 
         Raises:
-            ValueError: no value of the knob reaches the ratio.
+            InputError: no value of the knob reaches the ratio.
         """
         self.check_flops(ratio)
 
@@ -106,7 +107,7 @@ class Method(ABC):
         low, high = self.knob_range
         least, most = sorted((cost(low), cost(high)))
         if not least <= ratio <= most:
-            raise ValueError(
+            raise InputError(
                 f"flops must be from {least:.4f} to {most:.4f} for the method {self.name!r} on a prompt of "
                 f"{video.visual_tokens} visual and {other_tokens} other tokens in {layers} layers, got {ratio}"
             )
@@ -250,7 +251,7 @@ class BetweenLayers(Method):
 def require(holds: bool, name: str, value: Any, wanted: str) -> None:
     """Raise a ValueError that names the setting, unless it holds."""
     if not holds:
-        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+        raise InputError(f"{name} must be {wanted}, got {value!r}")
 
 
 def share_of(total: int, share: float) -> int:

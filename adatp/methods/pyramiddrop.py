@@ -9,7 +9,7 @@ from adatp.layout import PromptLayout
 from adatp.methods.method import BetweenLayers, require
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PyramidDrop(BetweenLayers):
     """The decoder in stages of equal depth; after each but the last, `int(keep ** stage * N_v)` visual tokens stay.
 

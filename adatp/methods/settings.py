@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
-from adatp.methods import METHODS, method_of
+from adatp.errors import InputError
+from adatp.methods import method_of
 from adatp.methods.method import Method
 
 _SWITCH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "off": False, "no": False, "0": False}
@@ -18,17 +19,17 @@ def configure(name: str, settings: Mapping[str, str]) -> Method:
         settings: by the name of the field; a switch takes true or false, what may be None takes none.
 
     Raises:
-        ValueError: no such method or setting, or a value that cannot be one.
+        InputError: no such method or setting, or a value that cannot be one.
     """
     default = method_of(name)
     known = [field.name for field in fields(default)]  # type: ignore[arg-type]
-    types = get_type_hints(METHODS[name])
+    types = get_type_hints(type(default))
     values = {}
     for field, text in settings.items():
         if field not in known:
-            raise ValueError(f"method {name!r} has no setting {field!r}; it has {', '.join(known) or 'none'}")
+            raise InputError(f"method {name!r} has no setting {field!r}; it has {', '.join(known) or 'none'}")
         values[field] = _value(field, types[field], text)
-    return METHODS[name](**values)
+    return type(default)(**values)
 
 
 def describe(method: Method) -> str:
@@ -42,7 +43,7 @@ def describe(method: Method) -> str:
 def _value(name: str, kind: Any, text: str) -> Any:
     if kind is bool:
         if text.lower() not in _SWITCH:
-            raise ValueError(f"{name} must be true or false, got {text!r}")
+            raise InputError(f"{name} must be true or false, got {text!r}")
         return _SWITCH[text.lower()]
     if kind == int | None and text.lower() == "none":
         return None
@@ -50,4 +51,4 @@ def _value(name: str, kind: Any, text: str) -> Any:
         return int(text) if kind in (int, int | None) else float(text)
     except ValueError:
         wanted = "a whole number" if kind in (int, int | None) else "a number"
-        raise ValueError(f"{name} must be {wanted}, got {text!r}") from None
+        raise InputError(f"{name} must be {wanted}, got {text!r}") from None

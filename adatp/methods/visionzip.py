@@ -9,7 +9,7 @@ from torch import Tensor
 from adatp.methods.method import BeforeDecoder, Video, require, share_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VisionZip(BeforeDecoder):
     """A frame's T patches: D dominant ones, then T - D contextual ones, both in raster order.
 

@@ -8,7 +8,9 @@ import pkgutil
 from typing import Any
 
 from torch import nn
+from transformers import AutoConfig
 
+from adatp.errors import UnsupportedModel
 from adatp.models.family import Family
 
 for _module in pkgutil.iter_modules(__path__):
@@ -24,16 +26,32 @@ def family_of(model: nn.Module) -> Family:
     """The family that `model` belongs to.
 
     Raises:
-        TypeError: a model that is not of a supported family.
+        UnsupportedModel: a model that is not of a supported family.
     """
     known = families()
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in known:
-        raise TypeError(
+        raise UnsupportedModel(
             f"cannot prune a {type(model).__name__} (model_type {model_type!r}); supported are: "
             f"{', '.join(sorted(known))}. A new family is one file in adatp/models/"
         )
     return known[model_type](model)
+
+
+def load_processor(checkpoint: str) -> Any:
+    """Load the processor of a checkpoint of a supported family, by name or path, with torchvision or without.
+
+    Raises:
+        UnsupportedModel: a checkpoint of another family.
+    """
+    model_type = AutoConfig.from_pretrained(checkpoint).model_type
+    known = families()
+    if model_type not in known:
+        raise UnsupportedModel(
+            f"cannot load a processor for {checkpoint} (model_type {model_type!r}); supported are: "
+            f"{', '.join(sorted(known))}"
+        )
+    return known[model_type].load_processor(checkpoint)
 
 
 def _below(family: Any) -> list[type[Family]]:

@@ -23,6 +23,7 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from adatp.errors import InputError
 from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
 from adatp.models.processor import VideoProcessor
 from adatp.models.siglip import NAME, VISION
@@ -118,7 +119,7 @@ def convert(
     Raises:
         FileNotFoundError: `source` lacks one of its files.
         FileExistsError: `target` exists and is not an empty folder.
-        ValueError: a setting that the model cannot express, tensors that are missing, unknown or of the wrong shape, a
+        InputError: a setting that the model cannot express, tensors that are missing, unknown or of the wrong shape, a
             file that is no safetensors, or a vocabulary without room for `<image>` and `<video>`. All of these are
             found before any weight is written.
     """
@@ -238,13 +239,13 @@ def _tensors(files: list[Path], config: LlavaVideoConfig) -> list[_Tensor]:
                     dtype = part[:0].dtype
                     tensors.append(_Tensor(path, original, name, dtype, shape.numel() * dtype.itemsize))
         except SafetensorError as error:
-            raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
+            raise InputError(f"{path} is not a whole safetensors file: {error}") from error
     if config.tie_word_embeddings:
         unknown = [name for name in unknown if name != "lm_head.weight"]  # the embedding, a second time
     problems = {"missing": list(names), "unknown": unknown, "of the wrong shape": misfits}
     if any(problems.values()):
         told = (f"{len(some)} {what}: {_some(some)}" for what, some in problems.items() if some)
-        raise ValueError(f"the tensors do not fit config.json; {'; '.join(told)}")
+        raise InputError(f"the tensors do not fit config.json; {'; '.join(told)}")
     return tensors
 
 
@@ -264,7 +265,7 @@ def _processor(source: Path, original: dict[str, Any], config: LlavaVideoConfig)
     tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
     rows = config.text_config.vocab_size
     if len(tokenizer) > rows:
-        raise ValueError(
+        raise InputError(
             f"config.json: vocab_size is {rows}; the tokenizer needs {len(tokenizer)} with <image> and <video>"
         )
     config.image_token_index, config.video_token_index = tokenizer.convert_tokens_to_ids(["<image>", "<video>"])

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
+from adatp.errors import Unsupported, UnsupportedModel
 from adatp.layout import PromptLayout
 from adatp.models.family import Family
 from adatp.models.processor import load_processor
@@ -24,13 +25,13 @@ class LlavaOnevision(Family):
 
     def __init__(self, model: Any) -> None:
         if not isinstance(model, LlavaOnevisionForConditionalGeneration):
-            raise TypeError(
+            raise UnsupportedModel(
                 f"model must be the LlavaOnevisionForConditionalGeneration itself, got a {type(model).__name__}; "
                 "unwrap it first"
             )
         decoder = model.config.text_config.model_type
         if decoder != "qwen2":
-            raise TypeError(f"model must have a Qwen2 decoder, whose queries are known here; got {decoder!r}")
+            raise UnsupportedModel(f"model must have a Qwen2 decoder, whose queries are known here; got {decoder!r}")
         self.config = model.config
         self.body = model.model
         self.decoder = model.model.language_model
@@ -87,7 +88,7 @@ class LlavaOnevision(Family):
         for begin, stop in _runs(is_video):
             n, rest = divmod(stop - begin - self.trailing_tokens, c)
             if rest or n == 0:
-                raise ValueError(
+                raise Unsupported(
                     f"a prompt holds {stop - begin} video tokens in a row, which is not frames * {c} + "
                     f"{self.trailing_tokens}: the whole video must be in one prefill (chunked prefill cannot be "
                     "pruned), and text, if only a newline, between two videos"
@@ -132,7 +133,7 @@ class LlavaOnevision(Family):
         states: Sequence[Tensor | None] | None = getattr(outputs, "hidden_states", None)
         state = None if states is None else states[index]
         if state is None:
-            raise ValueError(
+            raise Unsupported(
                 "the video features carry no hidden_states of the vision tower, which frames and patches are judged "
                 "by; pass what get_video_features(..., return_dict=True) returns while the method is applied, and the "
                 "whole prompt at once (chunked prefill cannot be pruned)"

@@ -27,6 +27,7 @@ from transformers import (
 from transformers.utils import can_return_tuple, is_torchvision_available
 from transformers.video_utils import VideoMetadata, make_batched_videos
 
+from adatp.errors import InputError
 from adatp.models.llava_onevision import LlavaOnevision
 from adatp.models.processor import TorchOnlyProcessor, load_parts
 
@@ -46,10 +47,10 @@ def pooled_side(patches: int, mode: str) -> int:
     """Rows, and columns without the newline, of a frame of `patches` x `patches` after 2 x 2 pooling.
 
     Raises:
-        ValueError: a `mode` other than "average", which drops an odd last row and column, and "bilinear".
+        InputError: a `mode` other than "average", which drops an odd last row and column, and "bilinear".
     """
     if mode not in ("average", "bilinear"):
-        raise ValueError(f"spatial_pool_mode must be 'average' or 'bilinear', got {mode!r}")
+        raise InputError(f"spatial_pool_mode must be 'average' or 'bilinear', got {mode!r}")
     return patches // 2 if mode == "average" else math.ceil(patches / 2)
 
 
@@ -60,7 +61,7 @@ class LlavaVideoConfig(LlavaOnevisionConfig):
         spatial_pool_mode: "average", as the authors evaluate, or "bilinear".
 
     Raises:
-        ValueError: another `spatial_pool_mode`.
+        InputError: another `spatial_pool_mode`.
     """
 
     model_type = "llava_video"
@@ -134,7 +135,7 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
     The others are `LlavaOnevisionProcessor`'s.
 
     Raises:
-        ValueError: another `spatial_pool_mode` than "average" and "bilinear".
+        InputError: another `spatial_pool_mode` than "average" and "bilinear".
     """
 
     def __init__(
@@ -190,7 +191,7 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
                 `total_num_frames / fps`). The indices need not be integers.
 
         Raises:
-            ValueError: a number of `<video>` placeholders that is not that of the videos; videos of different
+            InputError: a number of `<video>` placeholders that is not that of the videos; videos of different
                 lengths; with `add_time_instruction`, times that are missing or not one a frame.
         """
         # up to transformers 5.14 OneVision has a method of its own, for images and for videos of its layout
@@ -204,7 +205,7 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
             found = sum(prompt.count(self.video_token) for prompt in ([text] if isinstance(text, str) else text))
             given = 0 if videos is None else len(make_batched_videos(videos))
             if found != given:
-                raise ValueError(f"the prompts hold {found} {self.video_token} for {given} videos; one each is needed")
+                raise InputError(f"the prompts hold {found} {self.video_token} for {given} videos; one each is needed")
         super().validate_inputs(images=images, text=text, videos=videos, **kwargs)
 
     def replace_video_token(self, video_inputs: Any, video_idx: int, **_: Any) -> str:
@@ -221,7 +222,7 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
         metadata = processed.get("video_metadata", kwargs.get("video_metadata")) or []
         metadata = [metadata] if isinstance(metadata, Mapping) else metadata
         if len(metadata) != len(replacements):
-            raise ValueError(f"got {len(replacements)} videos and the video_metadata of {len(metadata)}; {_HINT}")
+            raise InputError(f"got {len(replacements)} videos and the video_metadata of {len(metadata)}; {_HINT}")
         frames = [len(video) for video in processed["pixel_values_videos"]]
         told = zip(replacements, frames, metadata, strict=True)
         return processed, [text + _time_instruction(n, VideoMetadata(**entry)) for text, n, entry in told]
@@ -230,7 +231,7 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
 def _time_instruction(frames: int, metadata: VideoMetadata) -> str:
     fps, indices = metadata.fps, metadata.frames_indices
     if fps is None or indices is None or len(indices) != frames:
-        raise ValueError(
+        raise InputError(
             f"video_metadata must hold fps and as many frames_indices as there are frames, {frames}; got fps {fps} and "
             f"{'no' if indices is None else len(indices)} frames_indices; {_HINT}"
         )

@@ -17,6 +17,8 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from adatp.errors import InputError
+
 
 class VideoProcessor(BaseVideoProcessor):
     """What LLaVA-OneVision's video processor does, in torch: resize (bicubic, antialiased), rescale, normalise.
@@ -37,12 +39,12 @@ class VideoProcessor(BaseVideoProcessor):
             videos: one video or a list of them, each `[n, H, W, 3]` uint8 (array or tensor), all of n frames.
 
         Raises:
-            ValueError: videos of another shape or dtype, or of different lengths.
+            InputError: videos of another shape or dtype, or of different lengths.
         """
         videos = list(videos) if isinstance(videos, list | tuple) or getattr(videos, "ndim", 0) == 5 else [videos]
         pixels = [self._one(torch.as_tensor(np.asarray(video))) for video in videos]
         if len({len(p) for p in pixels}) > 1:
-            raise ValueError(f"all videos of a batch must have the same length, got {[len(p) for p in pixels]} frames")
+            raise InputError(f"all videos of a batch must have the same length, got {[len(p) for p in pixels]} frames")
         return BatchFeature({"pixel_values_videos": torch.stack(pixels)})
 
     def to_dict(self) -> dict[str, Any]:
@@ -51,7 +53,7 @@ class VideoProcessor(BaseVideoProcessor):
 
     def _one(self, video: Tensor) -> Tensor:
         if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != torch.uint8:
-            raise ValueError(f"a video must be [n, H, W, 3] uint8, got {tuple(video.shape)} {video.dtype}")
+            raise InputError(f"a video must be [n, H, W, 3] uint8, got {tuple(video.shape)} {video.dtype}")
         size = (self.size["height"], self.size["width"])
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         frames = []

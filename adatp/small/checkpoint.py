@@ -4,6 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+from adatp.errors import InputError
+
 FOLDER = Path(__file__).with_name("checkpoint")  # what the package brings
 _SUMS = "SHA256SUMS"
 
@@ -28,7 +30,7 @@ def check(folder: Path) -> None:
     """Hold the files to their checksums.
 
     Raises:
-        ValueError: one is missing, changed, or was not there when the checksums were written.
+        InputError: one is missing, changed, or was not there when the checksums were written.
     """
     wanted = {
         name: own for own, _, name in (line.partition("  ") for line in (folder / _SUMS).read_text().splitlines())
@@ -37,7 +39,7 @@ def check(folder: Path) -> None:
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
             state = "is missing" if name not in found else "is not as it was made"
-            raise ValueError(f"the small model's {folder / name} {state}; restore it from the repository")
+            raise InputError(f"the small model's {folder / name} {state}; restore it from the repository")
 
 
 def _files(folder: Path) -> list[str]:

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import numpy as np
 
+from adatp.errors import InputError
 from adatp.world.things import (
     COLOURS,
     DIGITS,
@@ -107,12 +108,12 @@ def make_clip(split: Split, number: int, frames: int = FRAMES) -> World:
         frames: its length. 32 frames have three to six scenes, and half of those clips a short one.
 
     Raises:
-        ValueError: `split` or `frames` are none.
+        InputError: `split` or `frames` are none.
     """
     if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+        raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if frames < 2:
-        raise ValueError(f"frames must be 2 or more, got {frames}")
+        raise InputError(f"frames must be 2 or more, got {frames}")
     rng = np.random.default_rng([SPLITS.index(split), number, frames])
     lengths = _lengths(rng, frames)
     places = rng.permutation(len(PLACES))[: len(lengths)]

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from adatp.errors import InputError
+
 FPS = 4
 SCALE = 4  # pixels of the file a pixel of the world, so that people see something, and colours keep their edges
 
@@ -18,11 +20,11 @@ def write_mp4(path: Path, frames: NDArray[np.uint8]) -> None:
         frames: `[n, H, W, 3]` uint8.
 
     Raises:
-        ValueError: frames of another shape or dtype.
+        InputError: frames of another shape or dtype.
         OSError: the file cannot be written.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
-        raise ValueError(f"frames must be [n, H, W, 3] uint8, got {list(frames.shape)} {frames.dtype}")
+        raise InputError(f"frames must be [n, H, W, 3] uint8, got {list(frames.shape)} {frames.dtype}")
     import av  # what makes or shows clips needs it only to write them
 
     with av.open(str(path), "w", format="mp4") as file:

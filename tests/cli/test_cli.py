@@ -229,6 +229,12 @@ class TestErrors:
             main(["run"])
         assert error.value.code == 2
 
+    def test_a_bug_shows_itself_as_one(self, monkeypatch):
+        """Not as input that cannot be used."""
+        monkeypatch.setattr("adatp.cli.flops.print_flops", lambda *_: [][0])
+        with pytest.raises(IndexError):
+            main(["flops", "--model", "onevision-0.5b"])
+
 
 class TestFlops:
     def test_json(self, capsys):

@@ -26,6 +26,7 @@ FLOORS = (
     {"methods"},
     {"relevance", "flops", "world"},
     {"layout", "video", "tensors"},
+    {"errors"},
 )
 
 
@@ -72,7 +73,7 @@ def test_a_folder_imports_what_stands_below_it(path):
     if own == "__init__":
         return  # the public names, imported when they are used
     for module in imports(path):
-        if module.startswith("adatp."):
+        if module.startswith("adatp.") and module != "adatp.__version__":
             room = module.split(".")[1]
             assert room == own or floor[room] > floor[own], f"{own} imports {module}"
 
@@ -133,6 +134,11 @@ def test_the_command_line_starts_without_torch_and_transformers():
     code = "import sys, adatp.cli.main; print(sorted({'torch', 'transformers'} & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_dir_lists_the_public_names_and_nothing_else():
+    assert dir(adatp) == sorted([*adatp.__all__, "__version__"])
+    assert adatp.__version__ == "0.1.0"
 
 
 def test_every_public_name_is_found():

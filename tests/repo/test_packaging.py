@@ -58,6 +58,10 @@ def test_the_wheel_holds_both_packages(tmp_path):
     (wheel,) = tmp_path.glob("adatp-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     sources = {str(path.relative_to(source)) for path in (source / "adatp").rglob("*") if path.is_file()}
+    training = {name for name in sources if name.startswith("adatp/small/training/")}
+    assert "adatp/small/training/training.jsonl" in training
+    sources -= training
     assert {"adatp/py.typed", "adatp/evaluation/paper/tables.json", "adatp/figures/page.html"} <= sources <= set(names)
+    assert not training & set(names)
     assert "adatp_kernels/score.py" in names
     assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in names)
