@@ -231,7 +231,7 @@ class TestErrors:
 
     def test_a_bug_shows_itself_as_one(self, monkeypatch):
         """Not as input that cannot be used."""
-        monkeypatch.setattr("adatp.cli.flops.print_flops", lambda *_: [][0])
+        monkeypatch.setattr("adatp.tables.run.print_flops", lambda *_: [][0])
         with pytest.raises(IndexError):
             main(["flops", "--model", "onevision-0.5b"])
 
