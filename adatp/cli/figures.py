@@ -135,36 +135,25 @@ def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
 
 def _print(study: "Study", found: "Biases", paths: Sequence[Path]) -> None:
     """The numbers that the paper quotes, of every layer, and what was written."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
     from adatp.evaluation.bias import LAST_FRAMES, Bias, shares
-    from adatp.tables.run import print_notes
+    from adatp.tables.heading import print_notes
+    from adatp.tables.tabulate import print_table
 
     attention = study.attention
     rows, _ = attention.grid
     console = Console(highlight=False)
     print_notes(console, study.notes)
     last = min(LAST_FRAMES, attention.frames)
-    table = Table(
-        "layer", f"last {last} frames", "ends", "position", "both", "peak", "row", "column",
-        title="Where the top 10 % by attention are; the peak position, over the mean",
-        box=box.SIMPLE,
-    )  # fmt: skip
-    for heading in table.columns:
-        heading.justify = "right"
+    head = ("layer", f"last {last} frames", "ends", "position", "both", "peak", "row", "column")
+    lines = []
     for layer, share in enumerate(shares(found.kinds)):
         kinds = dict(zip(list(Bias)[1:], share.tolist(), strict=True))
         factor, row, column = (values[layer].item() for values in found.peak)
-        table.add_row(
-            str(layer),
-            f"{found.in_last[layer]:.1%}",
-            *(f"{kinds[kind]:.1%}" for kind in (Bias.ENDS, Bias.POSITION, Bias.BOTH)),
-            f"{factor:.2f}",
-            str(row),
-            str(column) if column < rows else "newline",
-        )
-    console.print(table)
+        line = [str(layer), f"{found.in_last[layer]:.1%}"]
+        line += [f"{kinds[kind]:.1%}" for kind in (Bias.ENDS, Bias.POSITION, Bias.BOTH)]
+        lines.append([*line, f"{factor:.2f}", str(row), str(column) if column < rows else "newline"])
+    print_table(head, lines, title="Where the top 10 % by attention are; the peak position, over the mean", left=0)
     for path in paths:
         print(path)

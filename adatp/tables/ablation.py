@@ -4,30 +4,29 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from adatp.evaluation.ablation import Ablation, Outcome, Outcomes, Summary, Variant, summarise
 from adatp.evaluation.answers import wilson
 from adatp.evaluation.questions import Question
 from adatp.methods import Unpruned
-from adatp.tables.comparison import agreement_to_dict, print_machine, print_whole
-from adatp.tables.run import print_notes
+from adatp.tables.comparison import agreement_to_dict
+from adatp.tables.heading import print_machine, print_notes
+from adatp.tables.tabulate import print_table
 
-_TITLES = {
-    "2": "Tab. 2: modules",
-    "3": "Tab. 3: last layer of the schedule, N - 16 to N - 8 of N",
-    "4a": "Tab. 4a: tau_t",
-    "4b": "Tab. 4b: alpha_boost",
-    "4c": "Tab. 4c: gamma_cap",
-    "4d": "Tab. 4d: tau_s",
+TITLES = {
+    "2": "Tab. 2, modules",
+    "3": "Tab. 3, last layer of the schedule",
+    "4a": "Tab. 4, tau_t",
+    "4b": "Tab. 4, alpha_boost",
+    "4c": "Tab. 4, gamma_cap",
+    "4d": "Tab. 4, tau_s",
 }
 _CAPTION = (
     "FLOPs: of the linear layers, mean over the questions. accuracy: with Wilson's 95 % interval. top: questions whose "
-    "most likely next token is the unpruned model's. KL(unpruned || pruned): of the next-token distribution, mean. "
-    "paper: of LLaVA-OneVision-0.5B at 32 frames and p = 1, Avg over VideoMME, MLVU and LongVideoBench; other models "
-    "and other data share its trends at most"
+    "most likely next token is the unpruned model's. last: N - 16 to N - 8 of N layers. KL(unpruned || pruned): of the "
+    "next-token distribution, mean. paper: of LLaVA-OneVision-0.5B at 32 frames and p = 1, Avg over VideoMME, MLVU and "
+    "LongVideoBench; other models and other data share its trends at most"
 )
 
 
@@ -66,28 +65,22 @@ def print_ablations(own: Ablated) -> None:
     )
     out.print(f"[bold]unpruned[/]  accuracy {_accuracy(plain)}")
     for ablation in own.ablations:
-        print_whole(_table(ablation, own.outcomes))
+        _print_table(ablation, own.outcomes)
     out.print(_CAPTION)
 
 
-def _table(ablation: Ablation, outcomes: Outcomes) -> Table:
-    table = Table(title=_TITLES[ablation.number], title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+def _print_table(ablation: Ablation, outcomes: Outcomes) -> None:
     costs = "flops" in ablation.variants[0].paper  # Tab. 4 has no FLOPs
-    names = [*ablation.variants[0].settings, "FLOPs", "accuracy", "top", "KL, nats"]
-    for name in [*names, *(["paper FLOPs"] if costs else []), "paper Avg"]:
-        table.add_column(name, justify="right", no_wrap=True)
+    head = [*ablation.variants[0].settings, "FLOPs", "accuracy", "top", "KL, nats"]
+    head += ["paper FLOPs", "paper Avg"] if costs else ["paper Avg"]
+    rows = []
     for variant in ablation.variants:
         own = summarise(outcomes.of[variant.method])
-        table.add_row(
-            *(_setting(name, value, variant) for name, value in variant.settings.items()),
-            f"{own.flops:.2%}",
-            _accuracy(own),
-            f"{own.same_top:.1%}",
-            f"{own.kl:#.4g}",
-            *([f"{variant.paper['flops']:.2f}%"] if costs else []),
-            f"{variant.paper['avg']:.2f}",
-        )
-    return table
+        row = [_setting(name, value, variant) for name, value in variant.settings.items()]
+        row += [f"{own.flops:.2%}", _accuracy(own), f"{own.same_top:.1%}", f"{own.kl:#.4g}"]
+        row += [f"{variant.paper['flops']:.2f}%"] if costs else []
+        rows.append([*row, f"{variant.paper['avg']:.2f}"])
+    print_table(head, rows, title=TITLES[ablation.number], left=0)
 
 
 def _setting(name: str, value: Any, variant: Variant) -> str:

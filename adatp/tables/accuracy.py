@@ -5,18 +5,9 @@ from typing import Any
 
 from rich.console import Console
 
-from adatp.tables.comparison import print_machine
-from adatp.tables.run import print_notes
+from adatp.tables.ablation import TITLES
+from adatp.tables.heading import print_machine, print_notes
 from adatp.tables.tabulate import Rows, markdown_tables, print_tables
-
-TITLES = {
-    "2": "Tab. 2, modules",
-    "3": "Tab. 3, last layer of the schedule",
-    "4a": "Tab. 4, tau_t",
-    "4b": "Tab. 4, alpha_boost",
-    "4c": "Tab. 4, gamma_cap",
-    "4d": "Tab. 4, tau_s",
-}
 
 FAR = 0.005  # of the FLOPs: what costs other than AdaTP by more is told
 

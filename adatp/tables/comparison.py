@@ -3,40 +3,26 @@
 import math
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from adatp.evaluation.agreement import Agreement
 from adatp.evaluation.comparison import Comparison, Refused, Row, quartiles
 from adatp.methods.settings import describe
-from adatp.tables.run import print_notes
+from adatp.tables.heading import print_machine, print_notes
+from adatp.tables.tabulate import print_table
 from adatp.video import Clip
 
+_HEAD = (
+    "method", "first", "last", "mean", "FLOPs", "with att.", "time, ms", "quartiles", "ratio", "KL, nats", "variation",
+    "top",
+)  # fmt: skip
 _CAPTION = (
     "visual tokens: at the first and the last layer whose input is pruned, and the mean over all layers. FLOPs: of the "
     "linear layers, and with attention. time: of the decoder and all that the method computes from the tower's "
     "features on, median and quartiles; ratio: to the unpruned prefill of the same round, median. KL(unpruned || "
     "method), total variation and the most likely token: of the next-token distribution. *: see below"
 )
-
-
-def print_whole(table: Table) -> None:
-    """Print a table as wide as it is: on a narrow terminal, and in a pipe, no digit is cut off."""
-    out = Console(highlight=False)
-    out.width = max(out.width, Console(width=1000).measure(table).maximum)
-    out.print(table)
-
-
-def print_machine(out: Console, model: str, machine: dict[str, Any]) -> None:
-    """Print the model and what it ran on."""
-    out.print(f"[bold]model[/]     {escape(model)}: {machine['dtype']}, {machine['attention']} attention")
-    out.print(
-        f"[bold]machine[/]   {escape(machine['processor'])}, {escape(machine['platform'])}, {machine['cores']} cores, "
-        f"{machine['threads']} threads, device {escape(machine['device'])}, kernels: {machine['impl']}, "
-        f"torch {machine['torch']}, transformers {machine['transformers']}"
-    )
 
 
 def print_comparison(model: str, video: str, clip: Clip, question: str, compared: Comparison, notes: list[str]) -> None:
@@ -52,15 +38,7 @@ def print_comparison(model: str, video: str, clip: Clip, question: str, compared
     asked = "at their own settings" if compared.flops is None else f"at {compared.flops:.1%} of the unpruned FLOPs"
     out.print(f"[bold]methods[/]   {asked}; {compared.repeats} timed prefills of each, in turn")
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("method", no_wrap=True)
-    for name in (
-        "first", "last", "mean", "FLOPs", "with att.", "time, ms", "quartiles", "ratio", "KL, nats", "variation", "top",
-    ):  # fmt: skip
-        table.add_column(name, justify="right", no_wrap=True)
-    for row in compared.rows:
-        table.add_row(*_cells(row))
-    print_whole(table)
+    print_table(_HEAD, [_cells(row) for row in compared.rows])
     out.print(_CAPTION)
     for row in compared.rows:
         for note in [row.reason] if isinstance(row, Refused) else row.notes:

@@ -5,10 +5,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from adatp.evaluation.paper.rows import (
     COUNTED,
@@ -22,7 +20,8 @@ from adatp.evaluation.paper.rows import (
 )
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp.methods import AdaTP, VisionZip
-from adatp.tables.run import print_notes
+from adatp.tables.heading import print_notes
+from adatp.tables.tabulate import print_table
 
 MARKS = (
     "ours: linear. <=: the schedule's bound, a video's content decides how much less it is. *: a fit, the paper states "
@@ -80,25 +79,23 @@ def _words(field: str) -> str:
 
 def _print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
     heads = ("linear", "with\nattention", "with\ntower", "paper", "ours -\npaper")
-    table = Table("method", *heads, title=title, box=box.SIMPLE)
-    for column in table.columns[1:]:
-        column.justify, column.no_wrap = "right", True
     notes: dict[str, int] = {}
+    lines: list[list[str] | None] = []
     for _, group in groupby(rows, key=lambda row: row.p):
         for row in group:
             mark = ""
             if row.note and not row.fitted:  # a fit is explained once for all
                 mark = f" ({notes.setdefault(row.note, len(notes) + 1)})"
             at_most = "<= " if row.kind == "bound" else ""
-            table.add_row(
+            cells = [
                 escape(_label(row)) + mark,
                 *(f"{at_most}{share:.2f}" for share in row.ours),
                 "" if row.paper is None else f"{row.paper:.2f}",
                 "" if row.difference is None else f"{at_most}{row.difference:+.2f}",
-                style="dim" if row.paper is None else None,
-            )
-        table.add_section()
-    console.print(table)
+            ]
+            lines.append([f"[dim]{cell}[/]" for cell in cells] if row.paper is None else cells)
+        lines.append(None)
+    print_table(("method", *heads), lines, title=title)
     for note, number in notes.items():
         console.print(f"({number}) {escape(note)}")
     console.print()

@@ -1,19 +1,18 @@
 """Reports for people (tables) and for programs (plain values)."""
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from adatp.evaluation.session import Answer, Result
 from adatp.flops import Flops
 from adatp.methods import Method
 from adatp.methods.settings import describe
 from adatp.report import Sample
+from adatp.tables.heading import print_notes
+from adatp.tables.tabulate import print_table
 from adatp.video import Clip
 
 
@@ -51,16 +50,10 @@ def print_run(model: str, question: str, clip: Clip, result: Result, notes: list
     console.print(f"[bold]answer[/]    {escape(result.pruned.text)}")
     if result.unpruned is not None:
         console.print(f"[bold]unpruned[/]  {escape(result.unpruned.text)}")
-    console.print(_layers(sample))
-    console.print(_segments(sample, clip))
-    console.print(_seconds(result))
+    _print_layers(sample)
+    _print_segments(sample, clip)
+    _print_seconds(result)
     _print_flops(console, result.report.flops)
-
-
-def print_notes(console: Console, notes: Sequence[str]) -> None:
-    """Print what the user should know."""
-    for note in notes:
-        console.print(f"[yellow]note:[/] {escape(note)}")
 
 
 def print_flops(model: str, method: Method, flops: Flops, lengths: list[int], visual: int, text_tokens: int) -> None:
@@ -74,12 +67,11 @@ def print_flops(model: str, method: Method, flops: Flops, lengths: list[int], vi
             else ""
         )
     )
-    table = Table("layers", "visual tokens", "share", box=box.SIMPLE)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for layers, length in _runs(lengths):
-        table.add_row(layers, str(length - text_tokens), f"{(length - text_tokens) / visual:.1%}")
-    console.print(table)
+    rows = [
+        [layers, str(length - text_tokens), f"{(length - text_tokens) / visual:.1%}"]
+        for layers, length in _runs(lengths)
+    ]
+    print_table(("layers", "visual tokens", "share"), rows)
     _print_flops(console, flops)
 
 
@@ -91,26 +83,18 @@ def _print_flops(console: Console, flops: Flops) -> None:
     )
 
 
-def _layers(sample: Sample) -> Table:
-    table = Table(
-        "layers", "visual tokens", "share", "all tokens", title="Tokens at each layer's input", box=box.SIMPLE
-    )
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for layers, kept in _runs(sample.kept):
-        table.add_row(layers, str(kept), f"{kept / sample.visual_tokens:.1%}", str(kept + sample.other_tokens))
-    return table
+def _print_layers(sample: Sample) -> None:
+    rows = [
+        [layers, str(kept), f"{kept / sample.visual_tokens:.1%}", str(kept + sample.other_tokens)]
+        for layers, kept in _runs(sample.kept)
+    ]
+    print_table(("layers", "visual tokens", "share", "all tokens"), rows, title="Tokens at each layer's input")
 
 
-def _segments(sample: Sample, clip: Clip) -> Table:
-    table = Table(
-        "#", "frames", "seconds", "similarity", "significant", "first cut", "last cut",
-        title="Segments", box=box.SIMPLE,
-    )  # fmt: skip
-    for column in table.columns:
-        column.justify = "right"
-    for number, segment in enumerate(sample.segments):
-        table.add_row(
+def _print_segments(sample: Sample, clip: Clip) -> None:
+    head = ("#", "frames", "seconds", "similarity", "significant", "first cut", "last cut")
+    rows = [
+        [
             str(number),
             f"{segment.start}-{segment.stop - 1}",
             f"{clip.times[segment.start]:.1f}-{clip.times[segment.stop - 1]:.1f}",
@@ -118,25 +102,22 @@ def _segments(sample: Sample, clip: Clip) -> Table:
             "yes" if segment.significant else "",
             str(segment.kept[sample.first_cut]),
             str(segment.kept[-1]),
-        )
-    return table
+        ]
+        for number, segment in enumerate(sample.segments)
+    ]
+    print_table(head, rows, title="Segments", left=0)
 
 
-def _seconds(result: Result) -> Table:
+def _print_seconds(result: Result) -> None:
     assert result.report.method is not None
-    table = Table(
-        "stage", type(result.report.method).__name__, title="Time to first token, ms (one run)", box=box.SIMPLE
-    )
-    answers = [result.pruned]
+    head, answers = ["stage", type(result.report.method).__name__], [result.pruned]
     if result.unpruned is not None:
+        head.append("unpruned")
         answers.append(result.unpruned)
-        table.add_column("unpruned")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    for stage in result.pruned.seconds:
-        table.add_row(stage, *(f"{1e3 * answer.seconds[stage]:.1f}" for answer in answers))
-    table.add_row("first token", *(f"{1e3 * answer.first_token:.1f}" for answer in answers), style="bold")
-    return table
+    rows = [[stage, *(f"{1e3 * answer.seconds[stage]:.1f}" for answer in answers)] for stage in result.pruned.seconds]
+    total = ["first token", *(f"{1e3 * answer.first_token:.1f}" for answer in answers)]
+    rows.append([f"[bold]{cell}[/]" for cell in total])
+    print_table(head, rows, title="Time to first token, ms (one run)")
 
 
 def _runs(values: Any) -> list[tuple[str, int]]:
