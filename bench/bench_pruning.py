@@ -1,19 +1,22 @@
 """What pruning costs beside what it saves: the forward with and without, a first cut, all cuts."""
 
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from transformers import Qwen2Config, Qwen2Model
 
 import adatp
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp.flops import prefill_flops
-from adatp.small.untrained import load_untrained
-from bench.harness import grid, too_much
+from adatp.small.untrained import Untrained, load_untrained
+from bench.harness import Measure, grid, too_much
 from bench.inputs import (
     BASE,
     DEVICE,
@@ -35,7 +38,7 @@ PREFILL = f"pruned prefill: {CASE}"
 
 
 @pytest.fixture(scope="module")
-def small():
+def small() -> tuple[Untrained, Any]:
     """The small untrained model and 32 random frames in 8 shots."""
     untrained = load_untrained()
     random = np.random.default_rng(0)
@@ -46,10 +49,10 @@ def small():
 
 @pytest.mark.benchmark(group=FORWARD, timer=time.perf_counter)
 @pytest.mark.parametrize("provider", ["unpruned", "adatp"])
-def test_forward(measure, small, provider):
+def test_forward(measure: Measure, small: tuple[Untrained, Any], provider: str) -> None:
     untrained, inputs = small
 
-    def forward():
+    def forward() -> None:
         untrained.model(**inputs, logits_to_keep=1)
 
     if provider == "unpruned":
@@ -60,7 +63,7 @@ def test_forward(measure, small, provider):
 
 
 @pytest.fixture(scope="module")
-def layer():
+def layer() -> Callable[[int], Any]:
     """One decoder layer with random weights, as a function of how many tokens it sees."""
     config = Qwen2Config(**{**MODEL_SHAPES[CASE.model].text_config, "num_hidden_layers": 1}, vocab_size=8)
     torch.manual_seed(0)
@@ -68,7 +71,7 @@ def layer():
     hidden = compact_inputs(CASE).tensors[0]
     cos, sin = model.rotary_emb(hidden, torch.arange(CASE.length, device=DEVICE)[None])
 
-    def run(length):
+    def run(length: int) -> Any:
         tables = (cos[:, :length], sin[:, :length])
         return model.layers[0](hidden[:, :length], position_embeddings=tables, attention_mask=None)
 
@@ -101,16 +104,16 @@ class Cut:
         tensors = [tensor[:, left] for tensor in m.tensors]
         self.compacted = SimpleNamespace(keep=keep, counts=[int(keep.sum())], tensors=tensors)
 
-    def score(self):
+    def score(self) -> Tensor:
         return run_score(self.scored)
 
-    def select(self):
+    def select(self) -> Tensor:
         return run_select(self.selected)
 
-    def compact(self):
+    def compact(self) -> list[Tensor]:
         return run_compact(self.compacted)
 
-    def all(self):
+    def all(self) -> tuple[Tensor, Tensor, list[Tensor]]:
         return self.score(), self.select(), self.compact()
 
 
@@ -121,7 +124,7 @@ def lengths() -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def cuts():
+def cuts() -> list[Cut]:
     return [Cut(before, after) for before, after in pairwise(lengths()) if after < before]
 
 
@@ -129,7 +132,9 @@ def cuts():
     ("group", "case", "provider", "cache"),
     grid({FIRST: CASE}, ["unpruned decoder layer", "score", "select", "compact", "all"]),
 )
-def test_first_cut(measure, layer, cuts, group, case, provider, cache):
+def test_first_cut(
+    measure: Measure, layer: Callable[[int], Any], cuts: list[Cut], group: str, case: Case, provider: str, cache: str
+) -> None:
     baseline = provider == "unpruned decoder layer"
     run = (lambda: layer(CASE.length)) if baseline else getattr(cuts[0], provider)
     measure(run, provider, cache, baseline=baseline)
@@ -138,14 +143,16 @@ def test_first_cut(measure, layer, cuts, group, case, provider, cache):
 @pytest.mark.parametrize(
     ("group", "case", "provider", "cache"), grid({PREFILL: CASE}, ["all decoder layers", "all cuts"])
 )
-def test_prefill(measure, layer, cuts, group, case, provider, cache):
+def test_prefill(
+    measure: Measure, layer: Callable[[int], Any], cuts: list[Cut], group: str, case: Case, provider: str, cache: str
+) -> None:
     """The weights of one decoder layer stand for all."""
 
-    def layers():
+    def layers() -> None:
         for length in lengths():
             layer(length)
 
-    def between():
+    def between() -> None:
         for cut in cuts:
             cut.all()
 

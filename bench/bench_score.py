@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adatp_kernels.score import rows_at_once, score_reference
 from bench.costs import score_cost
-from bench.harness import compiled, grid, no_compile, no_triton, too_much
+from bench.harness import Measure, compiled, grid, no_compile, no_triton, too_much
 from bench.inputs import BASE, DEVICE, Case, run_score, score_inputs
 
 # The reference's loop over rows is unrolled when it is compiled: seconds for every turn.
@@ -24,7 +24,8 @@ def reference(x: SimpleNamespace) -> Tensor:
 
 
 def compiled_reference(x: SimpleNamespace) -> Tensor:
-    return compiled(score_reference, x.case)(x.query, x.key, x.rows, x.columns, scale=x.scale)
+    scores: Tensor = compiled(score_reference, x.case)(x.query, x.key, x.rows, x.columns, scale=x.scale)
+    return scores
 
 
 def eager_attention(x: SimpleNamespace) -> Tensor:
@@ -34,7 +35,8 @@ def eager_attention(x: SimpleNamespace) -> Tensor:
     mask = torch.full((length, length), float("-inf"), dtype=x.key.dtype, device=x.key.device).triu(1)
     logits = x.all_queries @ x.key.repeat_interleave(repeats, 1).transpose(2, 3) * x.scale + mask
     attention = logits.softmax(-1, dtype=torch.float32).to(x.key.dtype)  # [B, H, L, L]
-    return attention[:, :, x.rows[0], x.columns[0] : x.columns[1]].float().mean((1, 2))
+    scores: Tensor = attention[:, :, x.rows[0], x.columns[0] : x.columns[1]].float().mean((1, 2))
+    return scores
 
 
 PROVIDERS = {
@@ -78,9 +80,9 @@ CASES = [
 @pytest.mark.parametrize(
     ("group", "case", "provider", "cache"), grid({f"score: {c}, {c.text} rows": c for c in CASES}, PROVIDERS)
 )
-def test_score(measure, group, case, provider, cache):
+def test_score(measure: Measure, group: str, case: Case, provider: str, cache: str) -> None:
     why = reason(case, provider)
-    x = None if why else score_inputs(case)
+    x = SimpleNamespace() if why else score_inputs(case)
     measure(
         lambda: PROVIDERS[provider](x),
         provider,

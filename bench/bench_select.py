@@ -8,7 +8,7 @@ from torch import Tensor
 
 from adatp_kernels.select import FIXED
 from bench.costs import select_cost
-from bench.harness import compiled, grid, no_compile, no_triton
+from bench.harness import Measure, compiled, grid, no_compile, no_triton
 from bench.inputs import Case, run_select, select_inputs
 
 
@@ -21,12 +21,13 @@ def reference(x: SimpleNamespace) -> Tensor:
 
 
 def compiled_reference(x: SimpleNamespace) -> Tensor:
-    return compiled(run_select, x.case)(x, "reference")
+    keep: Tensor = compiled(run_select, x.case)(x, "reference")
+    return keep
 
 
 def topk_loop(x: SimpleNamespace) -> Tensor:
     """A topk for each segment, best first; the first of each position among them is found by a scatter."""
-    keep = x.position == FIXED
+    keep: Tensor = x.position == FIXED
     segment = x.segment[0].repeat_interleave(x.positions)
     for s, quota in enumerate(x.quota[0].tolist()):
         inside = (segment == s).nonzero().squeeze(1)
@@ -69,7 +70,7 @@ CASES = {
 
 
 @pytest.mark.parametrize(("group", "case", "provider", "cache"), grid(CASES, PROVIDERS))
-def test_select(measure, group, case, provider, cache):
+def test_select(measure: Measure, group: str, case: Case, provider: str, cache: str) -> None:
     x = select_inputs(case)
 
     def check(result: Tensor) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bench.costs import Cost, Roofs
-from bench.harness import Row, machine
+from bench.harness import Measure, Row, machine
 from bench.inputs import DEVICE
 from bench.summary import render, stripped
 from bench.timing import DeviceClock, measure_roofs, seconds
@@ -23,15 +23,15 @@ torch.set_grad_enabled(False)
 
 
 @pytest.fixture(scope="session")
-def roofs(request) -> Roofs:
+def roofs(request: pytest.FixtureRequest) -> Roofs:
     return request.config.stash.setdefault(ROOFS, measure_roofs())
 
 
 @pytest.fixture
-def measure(request, benchmark, roofs):
-    """Run once and check, then time; or note why not."""
+def measure(request: pytest.FixtureRequest, benchmark: Any, roofs: Roofs) -> Measure:
+    """Times a provider."""
     rows = request.config.stash.setdefault(ROWS, [])
-    marker = request.node.get_closest_marker("benchmark").kwargs
+    marker: dict[str, Any] = request.node.get_closest_marker("benchmark").kwargs
 
     def measure(
         run: Callable[[], Any],
@@ -43,7 +43,7 @@ def measure(request, benchmark, roofs):
         check: Callable[[Any], None] = lambda result: None,
         cost: Cost | None = None,
     ) -> None:
-        names = {"group": marker["group"], "provider": provider, "cache": cache, "baseline": baseline}
+        names: dict[str, Any] = {"group": marker["group"], "provider": provider, "cache": cache, "baseline": baseline}
 
         def give_up(reason: str) -> None:
             rows.append(Row(**names, reason=reason))
@@ -54,7 +54,7 @@ def measure(request, benchmark, roofs):
         if isinstance(marker.get("timer"), DeviceClock):
             marker["timer"].reset()
         try:
-            results = []
+            results: list[Any] = []
             estimate = seconds(lambda: results.append(run()))
             check(results.pop())
             if DEVICE.type == "cuda" or provider == "compiled" or estimate < LONG:  # what came first was a compiler
@@ -78,15 +78,15 @@ def measure(request, benchmark, roofs):
     return measure
 
 
-def pytest_benchmark_generate_machine_info(config):
+def pytest_benchmark_generate_machine_info() -> dict[str, Any]:
     return machine()
 
 
-def pytest_benchmark_update_json(config, benchmarks, output_json):
+def pytest_benchmark_update_json(config: pytest.Config, output_json: dict[str, Any]) -> None:
     stripped(output_json, config.stash[ROWS], config.stash[ROOFS])
 
 
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if ROOFS in config.stash:
         terminalreporter.ensure_newline()
         terminalreporter.write(render(config.stash[ROWS], config.stash[ROOFS], machine()))

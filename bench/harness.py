@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 import torch
@@ -61,6 +61,22 @@ class Row:
             "roof_s": roofs.seconds(self.cost),
             "times_roof": self.median / roofs.seconds(self.cost),
         }
+
+
+class Measure(Protocol):
+    """Run once and check, then time; or note why not."""
+
+    def __call__(
+        self,
+        run: Callable[[], Any],
+        provider: str,
+        cache: str = "",
+        *,
+        baseline: bool = False,
+        reason: str = "",
+        check: Callable[[Any], None] = lambda result: None,
+        cost: Cost | None = None,
+    ) -> None: ...
 
 
 def grid(cases: Mapping[str, Any], providers: Iterable[str]) -> list[Any]:
