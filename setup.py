@@ -14,7 +14,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     # `kernels/` is imported as adatp_kernels and has no __init__.py of its own: Hugging Face publishes a package
     # called `kernels`, and a folder of that name with an __init__.py would hide it wherever it is on sys.path.
     packages=[
@@ -50,7 +50,6 @@ setup(
         "rich>=13",
         "safetensors>=0.4.3",
         "sentencepiece>=0.2",  # SigLIP's tokenizer
-        "typing_extensions>=4.10",
     ],
     extras_require={
         "flash-attn": ["flash-attn>=2.7"],

@@ -1,8 +1,10 @@
 """The package installs as it says, and leaves Hugging Face's own `kernels` package alone."""
 
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from importlib import util
 from pathlib import Path
@@ -65,3 +67,13 @@ def test_the_wheel_holds_both_packages(tmp_path):
     assert not training & set(names)
     assert "adatp_kernels/score.py" in names
     assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in names)
+
+
+def test_python_s_minimum_is_what_setup_py_says():
+    """The linters and the README follow it. The environment that constraints.txt pins needs it too."""
+    (minor,) = re.findall(r'python_requires=">=3\.(\d+)"', (ROOT / "setup.py").read_text(encoding="utf-8"))
+    tools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert tools["ruff"]["target-version"] == f"py3{minor}"
+    assert tools["mypy"]["python_version"] == f"3.{minor}"
+    told = re.findall(r"Python 3\.(\d+) or newer", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert set(told) <= {minor}
