@@ -4,7 +4,7 @@
 # make memory sets up .venv and measures the peak memory of a prefill of 256 frames; JSON=FILE keeps the results
 # make bench-e2e sets up .venv and measures the time to first token, end to end (20 minutes); JSON=FILE keeps the results, ONLY=SECTION,... measures a part
 # make report sets up .venv and writes the tables of README and docs, and the pictures, from the result files
-# make lint   sets up .venv and runs ruff and mypy
+# make lint   sets up .venv and runs ruff and mypy, and looks at the ends of lines and files; make mypy runs mypy alone
 
 PYTHON ?= python3
 TRANSFORMERS ?=
@@ -16,7 +16,7 @@ READY := $(VENV)/ready
 OLDEST_TRITON := 3.6.0
 OLD_TRITON := $(VENV)/triton-$(OLDEST_TRITON)
 
-# what calls nothing of transformers: another version of it changes nothing here
+# folders of what calls nothing of transformers: another version of it changes nothing here
 INDEPENDENT := $(addprefix tests/,kernels methods tensors)
 
 # one process a core, on one thread each: the tensors are small
@@ -24,7 +24,7 @@ PARALLEL := --numprocesses auto --benchmark-disable
 
 QUESTION ?= what is the green thing in the street?
 
-.PHONY: demo test bench bench-e2e memory report lint clean
+.PHONY: demo test bench bench-e2e memory report lint mypy clean
 
 demo: $(READY)
 	@echo "== demo: questions about a video that no training has shown, with AdaTP and without"
@@ -40,14 +40,13 @@ ifeq ($(TRANSFORMERS),)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest $(PARALLEL) -m interpreter
 	@echo "== test: the kernels compiled by Triton $(OLDEST_TRITON)"
 	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -c 'import triton; assert triton.__version__ == "$(OLDEST_TRITON)"'
-	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -m pytest $(PARALLEL) tests/kernels/test_compile_matrix.py
+	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -m pytest $(PARALLEL) -m compiler tests/kernels
 endif
 
 bench: $(READY)
 	@echo "== bench: every operation by every implementation that runs here, in one table"
 	@$(if $(JSON),mkdir -p "$(dir $(JSON))")
-	$(BIN)/python -m pytest bench/bench_score.py bench/bench_select.py bench/bench_compact.py bench/bench_pruning.py \
-		-q -rfE --disable-warnings --benchmark-quiet $(if $(JSON),--benchmark-json="$(JSON)")
+	$(BIN)/python -m pytest bench -q -rfE --disable-warnings --benchmark-quiet $(if $(JSON),--benchmark-json="$(JSON)")
 
 memory: $(READY)
 	@echo "== memory: a prefill of 256 frames, pruned and not"
@@ -62,9 +61,13 @@ report: $(READY)
 	$(BIN)/python -m bench.report
 
 lint: $(READY)
-	@echo "== lint: ruff and mypy"
+	@echo "== lint: ruff, mypy, ends of lines and files"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory mypy
+	.ci/whitespace
+
+mypy: $(READY)
 	@# the installed name of kernels/, which a type checker finds only as a folder
 	@mkdir -p $(VENV)/types && ln -sfn "$(CURDIR)/kernels" $(VENV)/types/adatp_kernels
 	MYPYPATH=$(VENV)/types $(BIN)/mypy

@@ -9,7 +9,10 @@ from random_prefill import layout
 
 from adatp_kernels.dispatch import interpreted
 
-pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter is on, and interpreted kernels do not compile")
+pytestmark = [
+    pytest.mark.compiler,
+    pytest.mark.skipif(interpreted(), reason="the interpreter is on, and interpreted kernels do not compile"),
+]
 
 PROGRAMS = [
     pytest.param(kernel, name, target, id=f"{kernel}-{name}-{target}")
