@@ -58,7 +58,16 @@ def _ablate(arguments: argparse.Namespace) -> int:
         outcomes = run(loaded, questions, methods, frames=arguments.frames, impl=arguments.impl, tell=progress.tell)
         machine = describe_machine(loaded.model, resolve(arguments.impl, loaded.model.device))
     notes = [*([loaded.note] if loaded.note else []), *told, *progress.notes, *outcomes.notes]
-    done = Ablated(loaded.name, machine, questions, arguments.frames, arguments.p, found, outcomes, notes)
+    done = Ablated(
+        model=loaded.name,
+        machine=machine,
+        questions=questions,
+        frames=arguments.frames,
+        p=arguments.p,
+        ablations=found,
+        outcomes=outcomes,
+        notes=notes,
+    )
     if arguments.json:
         print(json.dumps(ablations_to_dict(done), allow_nan=False))
     else:

@@ -115,7 +115,16 @@ def _study(
             sample=sample,
         )
         notes += [f"{type(method).__name__}: {note}" for note in report.notes]
-    return Study(loaded.name, video, question, unpruned, clip, attention, runs, tuple(notes))
+    return Study(
+        model=loaded.name,
+        video=video,
+        question=question,
+        answer=unpruned,
+        clip=clip,
+        attention=attention,
+        runs=runs,
+        notes=tuple(notes),
+    )
 
 
 def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:

@@ -145,13 +145,13 @@ def _row(ran: Measured, plain: Measured, flops: float | None, seconds: list[floa
     if far and not any(note.startswith("flops=") for note in notes):
         notes.append(f"costs {report.flops.ratio:.4f}, of what its settings reach the nearest to flops={flops:g}")
     return Row(
-        sample.method,
-        sample,
-        report.flops.to_dict(),
-        agreement(plain.logits, ran.logits),
-        seconds,
-        [own / other for own, other in zip(seconds, unpruned, strict=True)],
-        notes,
+        method=sample.method,
+        sample=sample,
+        flops=report.flops.to_dict(),
+        agreement=agreement(plain.logits, ran.logits),
+        seconds=seconds,
+        ratios=[own / other for own, other in zip(seconds, unpruned, strict=True)],
+        notes=notes,
     )
 
 

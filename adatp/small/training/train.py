@@ -66,8 +66,19 @@ ALIGN = (
 TEACH = (
     Phase("one scene", 1600, (2e-3, 2e-3), 16, 4, 6),
     Phase("some scenes", 1600, (2e-3, 2e-3), 8, 16, 6),
-    Phase("whole clips", 1600, (2e-3, 2e-3), 8, FRAMES, 6, 24, 12, is_clocked=True, in_half=True),
-    Phase("all layers", 500, (1.5e-3, 1e-5), 8, FRAMES, DECODER_LAYERS, 24, 12, is_clocked=True, in_half=True),
+    Phase("whole clips", 1600, (2e-3, 2e-3), 8, FRAMES, 6, questions=24, orders=12, is_clocked=True, in_half=True),
+    Phase(
+        "all layers",
+        500,
+        (1.5e-3, 1e-5),
+        8,
+        FRAMES,
+        DECODER_LAYERS,
+        questions=24,
+        orders=12,
+        is_clocked=True,
+        in_half=True,
+    ),
 )
 
 
