@@ -11,7 +11,18 @@ from adatp.report import Sample, Segment
 
 def whole_sample(layers: int, length: int) -> Sample:
     """A prompt of `length` tokens without a video, which every layer sees whole."""
-    return Sample((), (0, 0), length, None, (0,) * layers, None, (), None, torch.zeros(0, dtype=torch.int64), {})
+    return Sample(
+        videos=(),
+        grid=(0, 0),
+        other_tokens=length,
+        question=None,
+        kept=(0,) * layers,
+        similarity=None,
+        segments=(),
+        method=None,
+        _visual=torch.zeros(0, dtype=torch.int64),
+        _origins={},
+    )
 
 
 def cut_sample(cuts: Cuts, length: int, question: str | None) -> Sample:
