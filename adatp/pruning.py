@@ -9,8 +9,9 @@ from torch import nn
 
 from adatp.engine.scoring import Scoring
 from adatp.errors import Unsupported
+from adatp.hf.call import Question
 from adatp.hf.compiled_layers import check_compiling
-from adatp.hf.hooks import Hooks, Question
+from adatp.hf.hooks import Hooks
 from adatp.hf.setup import Setup
 from adatp.hf.support import is_applied
 from adatp.hf.tensor_parallel import average_over_ranks

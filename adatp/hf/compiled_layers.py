@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import prod
 from types import FunctionType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,15 @@ class CompiledLayers:
         if family.decoder not in _GRAPHS:
             _GRAPHS[family.decoder] = _Graphs(_compiled(_run_layer), _compiled(_project))
         self._graphs = _GRAPHS[family.decoder]
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether a whole prefill has run compiled on this model."""
+        return self._family.decoder in _WARM
+
+    def warmed(self) -> None:
+        """Note that a whole prefill has run compiled."""
+        _WARM.add(self._family.decoder)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -154,6 +163,7 @@ class _Graphs(NamedTuple):
 
 
 _GRAPHS: "WeakKeyDictionary[nn.Module, _Graphs]" = WeakKeyDictionary()  # by decoder
+_WARM: "WeakSet[nn.Module]" = WeakSet()  # decoders
 
 
 def _packed(tensor: Tensor) -> Tensor:

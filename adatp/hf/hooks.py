@@ -9,7 +9,7 @@ block of tokens at a time.
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.batch_prefill import BatchPrefill
+from adatp.hf.call import Call, Question
 from adatp.hf.compiled_layers import CompiledLayers
 from adatp.hf.decoding import Decoding
 from adatp.hf.features import questions_of
@@ -35,29 +36,10 @@ from adatp.hf.support import (
     refuse_continuous_batching,
 )
 from adatp.hf.tracing import in_prefill, is_decoding
+from adatp.hf.turns import Turns
 from adatp.methods.method import BeforeDecoder, BetweenLayers
 from adatp.report import PruningReport, passed_through
 from adatp.tensors.blocks import in_blocks
-
-Question = str | list[str] | None  # for all prompts, or one a prompt; None to read it from the prompt
-
-
-class Call(threading.local):
-    """What belongs to the call that a thread is in.
-
-    Attributes:
-        prefill: in which it is, or None.
-        prompt_length: of the `generate` it is in, or None.
-        unasked: questions whose features are wanted once the vision tower is queued, or None.
-        report: of the thread's last prefill.
-        question: that the thread has set, see `adatp.Pruned.question`; empty where it has set none.
-    """
-
-    prefill: BatchPrefill | None = None
-    prompt_length: int | None = None
-    unasked: Sequence[str | None] | None = None
-    report: PruningReport | None = None
-    question: tuple[Question, ...] = ()
 
 
 class Hooks:
@@ -93,6 +75,7 @@ class Hooks:
         self._decoding = Decoding(setup)
         self._compiled = CompiledLayers(setup.family) if compile_layers else None
         self._last_layers = None if self._compiled is None else LastLayers(self._compiled)
+        self._turns = None if self._compiled is None else Turns(self._compiled)
         self._signature = inspect.signature(setup.family.body.forward)
         self._generate_signature = inspect.signature(model.generate)
         self._install()
@@ -134,6 +117,7 @@ class Hooks:
         model, family, method, changes = self._model, self._setup.family, self._setup.method, self._changes
         changes.handles = [
             model.register_forward_pre_hook(self._on_model, with_kwargs=True),
+            model.register_forward_hook(self._on_return, always_call=True),
             family.body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
             family.body.register_forward_hook(self._on_end, with_kwargs=True, always_call=True),
         ]
@@ -171,23 +155,34 @@ class Hooks:
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = self.call
-        given = self._generate_signature.bind_partial(*args, **kwargs).arguments
-        prepared = prepare(self._model, self._setup, {**given, **kwargs})
-        if prepared.batch is not None:
-            # from transformers 5.18 on the vision tower runs before the forward
-            readable = given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None
-            call.unasked = questions_of(self._setup, prepared.batch, self.question, readable=readable)
-        outer, call.prompt_length = call.prompt_length, prepared.length
+        if self._turns is not None:
+            self._turns.take()  # from transformers 5.18 on the vision tower runs before the model's forward
+        outer = call.prompt_length
         try:
+            given = self._generate_signature.bind_partial(*args, **kwargs).arguments
+            prepared = prepare(self._model, self._setup, {**given, **kwargs})
+            if prepared.batch is not None:
+                readable = given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None
+                call.unasked = questions_of(self._setup, prepared.batch, self.question, readable=readable)
+            call.prompt_length = prepared.length
             return generate(*args, **{**kwargs, **prepared.changed})
         finally:
             call.prompt_length, call.unasked = outer, None
+            if self._turns is not None:
+                self._turns.give_back()
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the model: refuse what it would only fail on after the prefill."""
         labels, input_ids = kwargs.get("labels"), kwargs.get("input_ids")
         if labels is not None and input_ids is not None and self._setup.family.has_video(input_ids):
             raise Unsupported("labels cannot be given: a pruned prefill has logits only for the tokens that are left")
+        if self._turns is not None:
+            self._turns.take()
+
+    def _on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """After the model, whether it returned or raised."""
+        if self._turns is not None:
+            self._turns.give_back()
 
     def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before the body: find the videos."""
@@ -345,3 +340,5 @@ class Hooks:
             self._running -= 1
         if succeeded:
             self.report = call.report = prefill.report()
+            if self._compiled is not None:
+                self._compiled.warmed()

@@ -31,6 +31,7 @@ def _without_code_in_c():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compiled_layers, "BACKEND", "aot_eager")
         patch.setattr(compiled_layers, "_GRAPHS", weakref.WeakKeyDictionary())
+        patch.setattr(compiled_layers, "_WARM", weakref.WeakSet())
         yield
     torch._dynamo.reset()
 
@@ -57,6 +58,7 @@ def sdpa():
 def fresh(monkeypatch):
     """Nothing is compiled yet."""
     monkeypatch.setattr(compiled_layers, "_GRAPHS", weakref.WeakKeyDictionary())
+    monkeypatch.setattr(compiled_layers, "_WARM", weakref.WeakSet())
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
 

@@ -181,7 +181,7 @@ def scoring_rows(monkeypatch):
         seen.append(rows[0].tolist())
         return score(query, key, rows, columns, **settings)
 
-    monkeypatch.setattr(adatp.engine.cuts, "score", spy)
+    monkeypatch.setattr(adatp.engine.scoring, "score", spy)
     return seen
 
 
