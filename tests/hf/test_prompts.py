@@ -175,7 +175,7 @@ def scoring_rows(monkeypatch):
     """The rows that score the first cut of each prefill, as the engine asks for them."""
     import adatp.engine.cuts
 
-    seen, score = [], adatp.engine.cuts.score
+    seen, score = [], adatp.engine.scoring.score
 
     def spy(query, key, rows, columns, **settings):
         seen.append(rows[0].tolist())
