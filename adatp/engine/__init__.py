@@ -1,1 +1,1 @@
-"""Pruning as tensor code. Nothing here knows Hugging Face's transformers."""
+"""Pruning as tensor code, independent of Hugging Face's transformers."""

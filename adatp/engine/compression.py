@@ -1,4 +1,4 @@
-"""A prompt whose videos are thinned out before the decoder."""
+"""Pruning of one prompt's videos before the decoder."""
 
 import torch
 from torch import Tensor
@@ -8,21 +8,21 @@ from adatp.methods.method import BeforeDecoder, Video
 
 
 class Compression:
-    """What a method leaves of one prompt.
+    """The pruning of one prompt by a method that works before the decoder.
 
     Args:
-        method: which tokens go.
-        layout: the prompt.
+        method: chooses the tokens that are kept.
+        layout: the layout of the prompt.
         saliency: `[n, P]`, see `adatp.methods.method.Video`; None unless the method wants it.
-        keys: `[n, P, d]`, likewise.
+        keys: `[n, P, d]`, see `adatp.methods.method.Video`; None unless the method wants them.
 
     Attributes:
-        kept: visual tokens that are left.
-        origin: `[W]` int64, once applied: where each token that is left stands, or what it is made of began, in the
-            whole prompt.
+        kept: number of visual tokens that are kept.
+        origin: `[W]` int64 index of each kept token in the whole prompt; a merged or pooled token has the index of the
+            token that it stands for. None before `apply`.
 
     Raises:
-        ValueError: other tokens stand among those of a video.
+        ValueError: there are other tokens between the tokens of a video.
     """
 
     def __init__(
@@ -39,8 +39,8 @@ class Compression:
             begins = layout.begins[frame : frame + frames]
             if begins != tuple(range(begins[0], begins[0] + frames * c, c)):
                 raise ValueError(
-                    f"method {method.name!r} takes videos without other tokens among their own; use one that works "
-                    "between the layers, such as 'adatp' or 'fastv'"
+                    f"method {method.name!r} needs videos without other tokens between their own; use a method that "
+                    "works between the layers, such as 'adatp' or 'fastv'"
                 )
             self._begins.append(begins[0])
             frame += frames
@@ -48,7 +48,7 @@ class Compression:
         self.kept = sum(self._counts)
 
     def apply(self, hidden: Tensor) -> Tensor:
-        """`[1, L, D]` embeddings of the prompt to the `[1, W, D]` that the decoder is given."""
+        """Prune the prompt's `[1, L, D]` embeddings, and return the `[1, W, D]` that the decoder is given."""
         c, device = self.layout.tokens_per_frame, hidden.device
         index = torch.arange(hidden.shape[1], device=device)
         origins, parts, end, frame = [], [], 0, 0
@@ -70,7 +70,7 @@ class Compression:
         return torch.cat([*parts, hidden[0, end:]])[None]
 
     def slots(self) -> Tensor:
-        """`[W]` bool on the host: which of the tokens that are left are visual."""
+        """Return `[W]` bool on the host, True for the kept tokens that are visual."""
         visual = torch.zeros(self.layout.length - self.layout.visual_tokens + self.kept, dtype=torch.bool)
         gone = 0
         for begin, count, frames in zip(self._begins, self._counts, self.layout.videos, strict=True):

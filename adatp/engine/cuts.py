@@ -1,8 +1,9 @@
-"""The cuts of one prompt's prefill as tensor code: before a layer, score -> select -> compact. Knows no model.
+"""The cuts of one prompt's prefill as tensor code, for any model. A cut before a layer is score -> select -> compact.
 
-The host reads the device once, after the first cut, and from its counts every later size follows: once a spatial
-position occurs at most once per segment, a cut keeps exactly its quota, or all there is. Only where the prefill shall
-cost a given share of FLOPs, which deduplication has a say in, is the first cut tried, and read, at several settings.
+The host reads the device once, after the first cut. All later sizes follow from that read: after the first cut a
+spatial position occurs at most once per segment, so a cut keeps exactly its quota, or all tokens if there are fewer.
+There is one exception. With `flops`, the cost depends on deduplication, and so on the video. Then the first cut is
+tried at several settings, and the host reads the device once for each.
 """
 
 from collections.abc import Sequence
@@ -26,13 +27,13 @@ DEFAULT = Scoring()
 
 @dataclass(frozen=True)
 class Places:
-    """Where a cut finds what it looks for among W tokens.
+    """Where the text rows and the prunable tokens are among the W tokens that enter a layer.
 
     Attributes:
         rows: `[1, T]` int64, on the device: the text rows.
-        columns: the range with all prunable tokens in it.
-        begin: `[1, n]` int64, on the device: the first token of each frame before the first cut, and of each segment
-            after it, when the frames have holes.
+        columns: begin and end of the range that holds all prunable tokens.
+        begin: `[1, n]` int64, on the device. Before the first cut: the first token of each frame. After it, when
+            tokens are missing from the frames: the first token of each segment.
     """
 
     rows: Tensor
@@ -40,7 +41,7 @@ class Places:
     begin: Tensor
 
     def to(self, device: torch.device) -> "Places":
-        """The same on another device."""
+        """Return the same places with their tensors on `device`."""
         return Places(self.rows.to(device), self.columns, self.begin.to(device))
 
 
@@ -51,9 +52,9 @@ class Tokens:
     Attributes:
         hidden: `[1, W, D]`.
         cos, sin: `[1, W, d]` rotary tables of the tokens' original positions.
-        position: `[1, W]` int64 index within the frame of a prunable token, `FIXED` for one that always stays.
+        position: `[1, W]` int64 index of a prunable token within its frame; `FIXED` for a token that always stays.
         origin: `[1, W]` int64 index in the whole prompt.
-        places: what a cut looks for.
+        places: where the text rows and the prunable tokens are.
     """
 
     hidden: Tensor
@@ -68,7 +69,7 @@ class Tokens:
         return self.hidden.shape[1]
 
     def follow(self, hidden: Tensor) -> "Tokens":
-        """The same tokens with the hidden states a layer has put out, on whichever device it did."""
+        """Return the same tokens with the output of a layer as their hidden states, all on the output's device."""
         device = hidden.device
         if device == self.cos.device:
             return replace(self, hidden=hidden)
@@ -84,10 +85,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the one host read brings: enough to size every layer. Host values; S slots, as many as frames.
+    """The result of the one host read. It gives the size of every layer. Host values; S slots, as many as frames.
 
     Attributes:
-        method: what is applied, at the `flops` asked for.
+        method: the method that is applied; with `flops`, at the setting that was found.
         segment_of_frame: `[n]` int64.
         similarity: `[n]` float64 text relevance (eq. 3); NaN where it was not computed.
         significant: `[S]` bool.
@@ -102,7 +103,7 @@ class Plan:
 
 
 class _FirstCut(NamedTuple):
-    """What the first cut settles; `quota` `[K, S]` is `Plan.kept` on the device, `keep` `[1, W]` bool."""
+    """The result of the first cut; `quota` `[K, S]` is `Plan.kept` on the device, `keep` is `[1, W]` bool."""
 
     quota: Tensor
     plan: Plan
@@ -113,25 +114,25 @@ class Cuts:
     """The cuts of one prompt, in order.
 
     Args:
-        method: which tokens go, and where.
-        layers: decoder layers of the model, N.
-        layout: the prompt.
-        frames: `[n, F]` a feature per frame, or None where the method wants none.
-        similarity: `[n]` text relevance of every frame, or None: then no segment is significant.
-        scoring: how scores are computed, and by which implementation the three operations run.
-        flops: share of the unpruned prefill's FLOPs (linear layers) that the prefill shall cost, where the method
-            does not already say.
-        draft: tokens at the end of `layout` that follow the prompt, and are no part of its cost.
+        method: chooses the tokens that are kept, and the layers with a cut before them.
+        layers: number of decoder layers of the model, N.
+        layout: the layout of the prompt.
+        frames: `[n, F]` one feature per frame; None if the method wants none.
+        similarity: `[n]` text relevance of every frame. With None no segment is significant.
+        scoring: how scores are computed, and the implementation of the three operations.
+        flops: target cost of the prefill, as a share of the unpruned prefill's FLOPs (linear layers); None if the
+            settings of `method` already give the cost.
+        draft: number of tokens at the end of `layout` that follow the prompt; they do not count in its cost.
 
     Attributes:
-        method, layers, layout: the same.
-        ratios: by layer with a cut in front of it, in order: the share of the visual tokens that may enter it.
-        plan: what the first cut settles; None before it.
-        origins: by layer with a cut in front of it: `Tokens.origin` after the cut.
-        notes: what the user should know.
+        method, layers, layout: the arguments.
+        ratios: for every layer with a cut before it, in order: the share of the visual tokens that may enter it.
+        plan: the result of the first cut; None before it.
+        origins: for every layer with a cut before it: `Tokens.origin` after the cut.
+        notes: notes for the user.
 
     Raises:
-        ValueError: no text after the last video.
+        ValueError: there is no text after the last video.
     """
 
     def __init__(
@@ -161,7 +162,7 @@ class Cuts:
         self._similarity = similarity
         self._fixed = layout.length - layout.visual_tokens
         self._grouping = self._group(method)
-        # of every cut, once the first one is made
+        # one entry per cut, known after the first cut
         self._widths: list[int] = []
         self._quotas: Sequence[Tensor] = ()
         self._places: list[Places] = []
@@ -177,7 +178,7 @@ class Cuts:
 
     @property
     def awaited(self) -> list[Tensor]:
-        """What the first cut reads and no layer before it."""
+        """The tensors that only the first cut reads: no layer before it needs them."""
         return [part for part in (self._frames, self._similarity, *self._grouping) if part is not None]
 
     def _group(self, method: BetweenLayers) -> Grouping:
@@ -185,7 +186,7 @@ class Cuts:
         return method.group(ratios, self.layout, self._frames, self._similarity)
 
     def tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tokens:
-        """The uncut prompt: `[1, L, D]` hidden states and `[1, L, d]` rotary tables."""
+        """Return the tokens of the uncut prompt, from `[1, L, D]` hidden states and `[1, L, d]` rotary tables."""
         layout, device = self.layout, hidden.device
         begin = send(torch.tensor([layout.begins]), device)  # [1, n]
         within = torch.arange(layout.tokens_per_frame, device=device)
@@ -202,19 +203,19 @@ class Cuts:
         )
 
     def cut(self, layer: int, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tokens:
-        """What enters `layer`, given what the layer before it has put out.
+        """Make the cut before `layer`, and return the tokens that enter it.
 
         Args:
-            layer: one of `ratios`, each once and in order.
+            layer: a key of `ratios`; every one is called once, in order.
             tokens: the output of layer `layer - 1`.
             query: `[1, H, T, d]` post-rotary queries of `tokens.places.rows` in layer `layer - 1`.
-            key: `[1, G, W, d]` its post-rotary keys.
-            scale: its attention's scaling.
+            key: `[1, G, W, d]` post-rotary keys of that layer.
+            scale: factor of that layer's attention logits.
         """
         k = list(self.ratios).index(layer)
         if k and self._widths[k] == self._widths[k - 1]:
             self.origins[layer] = tokens.origin
-            return tokens  # every quota is above what lives: nothing goes
+            return tokens  # no segment has more tokens than its quota: the cut drops nothing
 
         scores = self._scores(tokens, query, key, scale)
         if k:
@@ -226,7 +227,7 @@ class Cuts:
         hidden, position, origin, *moved = compact(
             keep, [width], (tokens.hidden, tokens.position, tokens.origin, *tables), impl=self._scoring.impl
         )
-        if not k:  # the device has the compaction to do meanwhile
+        if not k:  # the host works while the device compacts
             self._places = self._foresee(tokens.places.rows)
         cos, sin = moved or (tokens.cos[:, :width], tokens.sin[:, :width])
         self.origins[layer] = origin
@@ -234,19 +235,19 @@ class Cuts:
 
     @torch.no_grad()
     def _scores(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tensor:
-        """`[1, C]` float32 scores of the tokens in `tokens.places.columns`."""
+        """Return `[1, C]` float32 scores of the tokens in `tokens.places.columns`."""
         return self._scoring(query, key, tokens.places.rows, tokens.places.columns, scale=scale)
 
     def _keep(
         self, tokens: Tokens, scores: Tensor, quota: Tensor, segment: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """What stays of `tokens`, `[1, W]` bool, and how many of each segment, `[1, S]` int64.
+        """Return which of `tokens` are kept, `[1, W]` bool, and how many of each segment, `[1, S]` int64.
 
         Args:
-            tokens: before the cut.
-            scores: `[1, C]`.
+            tokens: the tokens before the cut.
+            scores: `[1, C]` their scores.
             quota: `[1, S]` tokens that each segment may keep.
-            segment: `[1, n]` of each frame, before the first cut.
+            segment: `[1, n]` segment of each frame, for the first cut; None for later cuts.
         """
         return select(
             scores,
@@ -262,14 +263,14 @@ class Cuts:
         )
 
     def _make_first_cut(self, tokens: Tokens, scores: Tensor) -> Tensor:
-        """`[1, W]` bool: what the first cut keeps; and settle how many tokens of each segment all later cuts keep."""
+        """Return `[1, W]` bool, the tokens that the first cut keeps; set `plan` and the quotas of all later cuts."""
         first = self._first_cut(self.method, tokens, scores) if self._flops is None else self._fit(tokens, scores)
         self.plan = first.plan
         self._widths, self._quotas = self._widths_of(self.plan), first.quota.split(1)
         return first.keep
 
     def _first_cut(self, method: BetweenLayers, tokens: Tokens, scores: Tensor) -> _FirstCut:
-        """What a method's first cut keeps, and so how many tokens all that follows will have."""
+        """Make the first cut of `method`; its counts give the number of tokens in every later layer."""
         grouping = self._grouping if method is self.method else self._group(method)
         device = scores.device
         quota = send(grouping.quota, device)
@@ -278,7 +279,7 @@ class Cuts:
         return _FirstCut(quota, self._read(method, grouping, quota), keep)
 
     def _read(self, method: BetweenLayers, grouping: Grouping, quota: Tensor) -> Plan:
-        """The one host read: what the first cut kept, and what the report wants to know of the segments."""
+        """Read the device once: the counts of the first cut, and the values of the segments for the report."""
         if self._similarity is None:
             similarity = quota.new_full((1, self.layout.frames), float("nan"), dtype=torch.float64)
         else:
@@ -289,14 +290,14 @@ class Cuts:
         return Plan(method, segment_of_frame[0].long(), similar[0], significant[0].bool(), kept.long())
 
     def _fit(self, tokens: Tokens, scores: Tensor) -> _FirstCut:
-        """The first cut with the method's knob turned so that the prefill costs `flops`."""
+        """Make the first cut at the value of the method's knob for which the prefill costs `flops`."""
         assert self._flops is not None
         low, high = self.method.knob_range
         best = self._first_cut(self.method.with_knob(high), tokens, scores)
         cost = self._cost(best.plan)
         if cost < self._flops - FLOPS_TOLERANCE:
             self.notes.append(
-                f"flops={self._flops:g} is out of reach: what deduplication leaves costs {cost:.4f} at most"
+                f"flops={self._flops:g} is out of reach: after deduplication this video costs {cost:.4f} at most"
             )
             return best
         while abs(cost - self._flops) > FLOPS_TOLERANCE and high - low > 1e-4:
@@ -309,26 +310,26 @@ class Cuts:
         return best
 
     def _cost(self, plan: Plan) -> float:
-        """FLOPs of the prefill's linear layers over the unpruned one's."""
+        """Return the FLOPs of the prefill's linear layers, divided by those of the unpruned prefill."""
         prompt, widths = self.layout.length - self._draft, (width - self._draft for width in self._widths_of(plan))
         return linear_ratio(by_layer(self.layers, prompt, dict(zip(self.ratios, widths, strict=True))), prompt)
 
     def _widths_of(self, plan: Plan) -> list[int]:
-        """Tokens of the prompt after each cut."""
+        """Return the number of tokens of the prompt after each cut."""
         return [int(kept) + self._fixed for kept in plan.kept.sum(1).tolist()]
 
     def _columns(self, width: int) -> tuple[int, int]:
-        """Where the prunable tokens are among `width`: the text before the first and after the last always stays."""
+        """Return the range of the prunable tokens among `width`; no cut drops the text before and after them."""
         return self.layout.begins[0], width - (self.layout.length - self.layout.end)
 
     def _foresee(self, rows: Tensor) -> list[Places]:
-        """Where everything stands after every cut: computed on the host, and sent in one transfer nothing waits for.
+        """Compute the places after every cut on the host, and send them in one transfer that nothing waits for.
 
         Args:
             rows: `[1, T]` the text rows of the uncut prompt, on the device.
         """
         assert self.plan is not None
-        fixed = [self._fixed] * self.layout.frames  # before each segment; behind the last one there is nothing
+        fixed = [self._fixed] * self.layout.frames  # fixed tokens before each segment; all of them in empty slots
         segment_of_frame = self.plan.segment_of_frame.tolist()
         for frame in reversed(range(self.layout.frames)):
             fixed[segment_of_frame[frame]] = self.layout.begins[frame] - frame * self.layout.tokens_per_frame

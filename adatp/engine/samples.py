@@ -1,4 +1,4 @@
-"""What a prompt's prefill has kept, as a report's sample. Reads nothing from the device."""
+"""The report's entry for one prompt after its prefill. Nothing here reads the device."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from adatp.report import Sample, Segment
 
 
 def whole_sample(layers: int, length: int) -> Sample:
-    """A prompt of `length` tokens without a video, which every layer sees whole."""
+    """Describe a prompt of `length` tokens without a video: every layer sees all of it."""
     return Sample(
         videos=(),
         grid=(0, 0),
@@ -26,12 +26,12 @@ def whole_sample(layers: int, length: int) -> Sample:
 
 
 def cut_sample(cuts: Cuts, length: int, question: str | None) -> Sample:
-    """A prompt of `length` tokens whose prefill is finished. Reads nothing from the device.
+    """Describe a prompt that was cut between the layers, after its prefill. Reads nothing from the device.
 
     Args:
-        cuts: its cuts.
-        length: tokens of the prompt.
-        question: what the frames were compared with, None if they were not.
+        cuts: the cuts of the prompt.
+        length: number of tokens of the prompt.
+        question: the question that the frames were compared with; None if they were not compared.
     """
     plan, layout = cuts.plan, cuts.layout
     assert plan is not None, "a finished prefill has made its first cut"
@@ -67,7 +67,7 @@ def cut_sample(cuts: Cuts, length: int, question: str | None) -> Sample:
 
 
 def compressed_sample(compression: Compression, layers: int, length: int) -> Sample:
-    """A prompt of `length` tokens whose videos were thinned out before the decoder's `layers`."""
+    """Describe a prompt of `length` tokens whose videos were pruned before the decoder with `layers` layers."""
     layout, kept = compression.layout, (compression.kept,) * layers
     assert compression.origin is not None, "a finished prefill has been compressed"
     return Sample(

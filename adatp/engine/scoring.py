@@ -1,4 +1,4 @@
-"""Scores of visual tokens, by whichever implementation, and over all ranks."""
+"""Scores of visual tokens, by the chosen implementation, averaged over all ranks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ class Scoring:
     """How scores are computed.
 
     Attributes:
-        impl: implementation of the three operations.
-        average: makes a rank's `[B, C]` mean scores over its heads those over all heads, where heads are split over
-            ranks (tensor parallelism); None where they are not.
+        impl: implementation of the three operations score, select and compact.
+        average: averages `[B, C]` scores over ranks, if the heads are split over ranks (tensor parallelism). A rank
+            gives the mean over its own heads and gets the mean over all heads. None without tensor parallelism.
     """
 
     impl: Impl = "auto"

@@ -1,4 +1,4 @@
-"""Decoding that attends to a share of the visual tokens in the cache, as DyCoke does."""
+"""Decoding that attends to only a share of the visual tokens in the cache, as in DyCoke."""
 
 import torch
 from torch import Tensor
@@ -7,27 +7,27 @@ from torch.nn.functional import cosine_similarity
 from adatp.engine.scoring import Scoring
 from adatp_kernels.select import FIXED, select
 
-STEADY = 0.9  # cosine of two steps' attention from which the authors choose nothing
+STEADY = 0.9  # from this cosine between the attention of two steps on, the authors attend to all tokens
 
 
 class SparseVisual:
-    """Which visual tokens the deeper layers attend to, chosen anew at every step by the layer that scores.
+    """The visual tokens that the deeper layers attend to; the scoring layer chooses them in every decode step.
 
-    The state of a batch; it lives in the cache of the scoring layer and follows it.
+    This is the state of one batch. It is stored in the cache of the scoring layer, and reordered with it.
 
     Args:
-        visual: `[B, K]` bool: the prompt's slots of the cache that may be left out.
-        quota: `[B]` int64: how many of them are attended to.
+        visual: `[B, K]` bool: the prompt's cache slots that may be left out.
+        quota: `[B]` int64: how many of these slots are attended to.
 
     Attributes:
-        attended: `[B, K]` bool: the slots of the prompt to attend to in this step; None for all.
+        attended: `[B, K]` bool: the prompt's slots to attend to in this step; None for all.
     """
 
     def __init__(self, visual: Tensor, quota: Tensor) -> None:
         self.attended: Tensor | None = None
         self._visual = visual
         self._quota = quota
-        self._last: Tensor | None = None  # `[B, K]` attention of the step before
+        self._last: Tensor | None = None  # `[B, K]` attention of the previous step
 
     def choose(
         self,
@@ -41,11 +41,11 @@ class SparseVisual:
         """Set `attended` for a step of one token.
 
         Args:
-            query: `[B, H, 1, d]` of the new token.
-            key: `[B, G, K', d]` of all in the cache, the new token included.
-            kept: `[B, K]` bool, False in left padding; None where no sample is padded.
-            scale: of the attention.
-            scoring: how scores are computed, and by which implementation the operations run.
+            query: `[B, H, 1, d]` query of the new token.
+            key: `[B, G, K', d]` keys of all tokens in the cache, including the new one.
+            kept: `[B, K]` bool, False in left padding; None if no sample is padded.
+            scale: factor of the attention logits.
+            scoring: how scores are computed, and the implementation of the operations.
         """
         batch, slots = self._visual.shape
         rows = torch.full((batch, 1), key.shape[2] - 1, device=key.device)
@@ -67,7 +67,7 @@ class SparseVisual:
         self._last, self.attended = attention, best
 
     def reorder(self, indices: Tensor) -> None:
-        """Take the samples at `[B']` indices."""
+        """Keep the samples at `[B']` indices, in that order."""
         indices = indices.to(self._visual.device)
         self._visual, self._quota = self._visual[indices], self._quota[indices]
         self._last, self.attended = (

@@ -1,1 +1,1 @@
-"""Small tools for tensors, which know nothing but PyTorch."""
+"""Small tools for tensors that use nothing but PyTorch."""

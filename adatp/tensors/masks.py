@@ -1,18 +1,18 @@
-"""Attention masks of pruned layers, in the form each attention implementation takes."""
+"""Attention masks of pruned layers, in the form that each attention implementation takes."""
 
 import torch
 from torch import Tensor
 
 
 def causal_mask(hidden: Tensor, attention: str) -> Tensor | None:
-    """What the implementation makes a causal mask of, where nothing is padded.
+    """Return the causal mask of a prompt without padding, as the attention implementation takes it.
 
     Args:
-        hidden: `[1, W, D]` what enters the layer; for its width, dtype and device.
+        hidden: `[1, W, D]` input of the layer; gives the width, the dtype and the device.
         attention: name of the attention implementation.
 
     Returns:
-        `[1, 1, W, W]` to be added for eager; None for the others, which are causal by themselves.
+        `[1, 1, W, W]` additive mask for eager attention; None for the others, which are causal without a mask.
     """
     if attention != "eager":
         return None
@@ -21,6 +21,6 @@ def causal_mask(hidden: Tensor, attention: str) -> Tensor | None:
 
 
 def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """A bool mask as one to be added to logits: 0 where visible, the lowest finite number elsewhere."""
+    """Convert a bool mask to an additive one: 0 where `visible` is True, the lowest finite number elsewhere."""
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)

@@ -8,12 +8,12 @@ from torch.nn.functional import pad
 
 
 def stack_left(parts: Sequence[Tensor], width: int | None = None, *, square: bool = False) -> Tensor:
-    """`[1, ..., W_b, D]` tensors of a sample each as one `[B, ..., W, D]`, padded on the left with zeros.
+    """Stack tensors `[1, ..., W_b, D]`, one per sample, to one `[B, ..., W, D]`, padded on the left with zeros.
 
     Args:
-        parts: the samples'.
+        parts: one tensor per sample.
         width: W; None for the longest W_b. A single sample of that width is returned as it is, not copied.
-        square: whether they are `[1, ..., W_b, W_b]`, and become `[B, ..., W, W]`.
+        square: whether the tensors are `[1, ..., W_b, W_b]`, to be stacked to `[B, ..., W, W]`.
     """
     width = max(part.shape[-2] for part in parts) if width is None else width
     if len(parts) == 1 and parts[0].shape[-2] == width:

@@ -196,7 +196,7 @@ class TestComparison:
         row = compared(loaded, [AdaTP()], flops=0.6).rows[1]
         assert row.flops["ratio"] < 0.59
         assert row.notes == [
-            f"flops=0.6 is out of reach: what deduplication leaves costs {row.flops['ratio']:.4f} at most"
+            f"flops=0.6 is out of reach: after deduplication this video costs {row.flops['ratio']:.4f} at most"
         ]
 
     def test_a_siglip_is_wanted_by_those_alone_that_compare_frames(self, loaded, monkeypatch):
