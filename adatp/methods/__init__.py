@@ -1,4 +1,4 @@
-"""The methods that thin out a video's tokens, AdaTP and those it is compared with, behind one seam."""
+"""The methods that prune a video's tokens, AdaTP and those it is compared with, behind one interface."""
 
 from adatp.errors import InputError
 from adatp.methods.adatp import AdaTP
@@ -30,11 +30,14 @@ METHODS: dict[str, type[Method]] = {
 
 
 def method_of(method: str | Method) -> Method:
-    """Return the method itself, or the one of that name, in any case, with its default settings.
+    """Return the given method, or the method of that name with its default settings.
+
+    Args:
+        method: a method, or the name of one in upper or lower case.
 
     Raises:
-        InputError: a name that is not one.
-        TypeError: neither a name nor a method.
+        InputError: there is no method of that name.
+        TypeError: `method` is neither a name nor a method.
     """
     if isinstance(method, Method):
         return method

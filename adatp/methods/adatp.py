@@ -16,28 +16,28 @@ from adatp.methods.segments import frames_per_segment, mean_per_segment, partiti
 
 @dataclass(frozen=True, kw_only=True)
 class AdaTP(BetweenLayers):
-    """What AdaTP keeps, and where. The defaults are the paper's (section 4.1).
+    """AdaTP and its settings. The defaults are those of the paper (section 4.1).
 
-    Layers are counted from 0; "layer l's input" is what enters decoder layer l. Ratios are shares of the video's
-    visual tokens.
+    Layers are counted from 0; the input of layer l is the set of tokens that enter decoder layer l. Ratios are shares
+    of the video's visual tokens.
 
     Attributes:
-        p: Compression setting, > 0. Scales every ratio; the paper uses 2.0, 1.5 and 1.0.
+        p: Compression setting, > 0, a factor of every ratio; the paper uses 2.0, 1.5 and 1.0.
         first: First layer with a pruned input, >= 1. Layer `first - 1` scores the first cut (section 4.1: 2).
         last: Last layer of the gradual schedule, >= `first`; inputs of the layers after it stay at `p * end_ratio`.
-            None stands for N - 12 of a model with N layers (section 4.1; Tab. 3 varies it).
+            None means N - 12 in a model with N layers (section 4.1; Tab. 3 varies it).
         start_ratio: Ratio at the input of layer `first` for p = 1, in (0, 1] (section 4.1: 0.40).
         end_ratio: Ratio at the inputs of the layers after `last` for p = 1, in (0, start_ratio] (section 4.1: 0.12).
         tau_s: Cosine similarity from which adjacent frames share a segment, in [-1, 1] (section 3.3; 0.95).
         tau_t: Mean text relevance that a significant segment exceeds, in [-1, 1] (section 3.3; 0.05).
         alpha: Boost of the ratio of significant segments, >= 1 (eq. 4; 2.2).
-        gamma: Cap on the share of the budget that significant segments take, in (0, 1] (eq. 4; 0.75).
-        segments: Whether frames are grouped into segments; if not, the whole video is one (Tab. 2, "Seg.").
-        global_debias: Whether significant segments keep more (Tab. 2, "Global.D").
-        local_debias: Whether one token stays per spatial position and segment (Tab. 2, "Local.D").
+        gamma: Largest share of the budget that significant segments take, in (0, 1] (eq. 4; 0.75).
+        segments: Whether frames are grouped into segments; if not, the whole video is one segment (Tab. 2, "Seg.").
+        global_debias: Whether significant segments keep more tokens (Tab. 2, "Global.D").
+        local_debias: Whether only one token stays per spatial position and segment (Tab. 2, "Local.D").
 
     Raises:
-        InputError: a field outside its range.
+        InputError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "adatp"
@@ -89,7 +89,7 @@ class AdaTP(BetweenLayers):
         self.last_of(layers)
 
     def last_of(self, layers: int) -> int:
-        """The last layer of the gradual schedule in a model with that many decoder layers.
+        """Return the last layer of the gradual schedule in a model with `layers` decoder layers.
 
         Raises:
             InputError: the model has too few layers for the schedule.
@@ -105,10 +105,10 @@ class AdaTP(BetweenLayers):
         return last
 
     def cuts(self, layers: int) -> dict[int, float]:
-        """The retention ratio of every layer whose input is cut, by layer (section 4.1).
+        """Compute the retention ratio of every layer with a cut before it, by layer (section 4.1).
 
-        The cuts lie before layers `first .. last + 1`; a fixed share goes at each after the first, and what enters
-        layer `last + 1` stays to the end.
+        The cuts lie before layers `first .. last + 1`. After the first one, each cut lowers the ratio by the same
+        amount. The tokens that enter layer `last + 1` stay to the end.
         """
         first, last = self.first, self.last_of(layers)
         step = (self.start_ratio - self.end_ratio) / (last - first + 1)
@@ -123,7 +123,7 @@ class AdaTP(BetweenLayers):
     def group(
         self, ratios: Sequence[float], layout: PromptLayout, frames: Tensor | None, similarity: Tensor | None
     ) -> Grouping:
-        """Segments (section 3.3), the significant among them (eq. 3), and the quotas of each (eq. 4 and 5)."""
+        """Compute the segments (section 3.3), which of them are significant (eq. 3), and their quotas (eq. 4 and 5)."""
         if self.segments:
             assert frames is not None
             segment_of_frame = partition(frames, self.tau_s, layout.videos)

@@ -1,4 +1,4 @@
-"""What any method has to beat: tokens at random, at even distances or averaged; and no pruning at all."""
+"""The simple methods that others are compared with: random, evenly spaced or averaged tokens, and no pruning."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -12,7 +12,7 @@ from adatp.tensors.transfer import send
 
 @dataclass(frozen=True, kw_only=True)
 class _Share(BeforeDecoder):
-    """Leaves a share of the tokens.
+    """Keeps a share of the tokens.
 
     Attributes:
         keep: the share, in (0, 1].
@@ -26,17 +26,18 @@ class _Share(BeforeDecoder):
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
 
     def count(self, frames: int, grid: tuple[int, int]) -> int:
-        """M, rounded half up, at least 1."""
+        """Return M, the number of tokens that are kept: the share, rounded half up, at least 1."""
         return share_of(frames * grid[0] * grid[1], self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Random(_Share):
-    """M of all tokens, in order.
+    """Keeps M random tokens, in their order.
 
     Attributes:
-        keep: their share, in (0, 1].
-        seed: of the draw, from 0 to 2**63 - 1; every device and every video of a size draws the same.
+        keep: share of the tokens that is kept, in (0, 1].
+        seed: seed of the draw, from 0 to 2**63 - 1. The draw is the same on every device, and for all videos of the
+            same size.
     """
 
     name: ClassVar[str] = "random"
@@ -58,7 +59,7 @@ class Random(_Share):
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(_Share):
-    """M of all N tokens at even distances: those at floor(i * N / M)."""
+    """Keeps M of all N tokens at even distances: the tokens at floor(i * N / M)."""
 
     name: ClassVar[str] = "uniform"
 
@@ -71,11 +72,11 @@ class Uniform(_Share):
 
 @dataclass(frozen=True, kw_only=True)
 class Pool(_Share):
-    """Every frame average-pooled to a smaller grid, in which a newline again ends every row where it did before.
+    """Average-pools every frame to a smaller grid; if rows ended with a newline, the rows of the new grid do so too.
 
-    Of the grids with sides of at most 3 to 2 it is the one with the number of patches nearest to keep * P; of two as
-    near the squarer, then the smaller. A token stands for the one in the middle of its window, a newline for the one in
-    the middle row.
+    The ratio of the new grid's sides is at most 3 to 2. Among these grids the number of patches is the nearest to
+    keep * P; if two are equally near, the one closer to a square is taken, then the smaller one. A pooled token stands
+    for the token in the middle of its window, a newline for the newline of the window's middle row.
 
     Attributes:
         keep: share of a frame's patches, in (0, 1].
@@ -95,14 +96,14 @@ class Pool(_Share):
         shape = self._shape(rows)
         pooled = torch.nn.functional.adaptive_avg_pool2d(cells[:, :, :rows].movedim(-1, 1).float(), shape)
         row, column = (_middles(rows, side, device) for side in shape)
-        newline = torch.arange(rows, columns, device=device)  # the newlines' column; empty where there is none
+        newline = torch.arange(rows, columns, device=device)  # the column of newlines; empty if there is none
         values = torch.cat([pooled.movedim(1, -1).to(cells), cells[:, row[:, None], newline]], 2)
         first = torch.arange(frames, device=device) * size
         index = first[:, None, None] + (row * columns)[:, None] + torch.cat([column, newline])
         return index.flatten(), values.flatten(0, 2)
 
     def _shape(self, rows: int) -> tuple[int, int]:
-        """Rows and columns of the smaller grid."""
+        """Return the rows and columns of the smaller grid."""
         sides = range(1, rows + 1)
         shapes = [(r, q) for r in sides for q in sides if 2 * max(r, q) <= 3 * min(r, q)]
 
@@ -114,9 +115,10 @@ class Pool(_Share):
 
 
 def _middles(side: int, windows: int, device: torch.device) -> Tensor:
-    """`[windows]` int64 of `side`: the middle of every window of an adaptive pooling, the earlier of two.
+    """Return `[windows]` int64: the middle of every window of an adaptive pooling of `side`, the earlier of two.
 
-    All different: with no more windows than places, each window begins and ends behind the one before it.
+    All are different, because there are at most as many windows as places: each window begins and ends after the one
+    before it.
     """
     window = torch.arange(windows, device=device)
     begin, end = window * side // windows, -(-(window + 1) * side // windows)
@@ -125,7 +127,7 @@ def _middles(side: int, windows: int, device: torch.device) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Unpruned(BetweenLayers):
-    """Leaves every token."""
+    """Keeps every token."""
 
     name: ClassVar[str] = "none"
 

@@ -1,6 +1,6 @@
-"""How many tokens each segment may keep (AdaTP, eq. 4 and 5).
+"""Quotas: the number of tokens that each segment may keep (AdaTP, eq. 4 and 5).
 
-Quotas are computed where the segments are, on the device, so that the first cut waits for no host.
+Quotas are computed on the device, where the segments are, so that the first cut does not wait for the host.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from adatp.tensors.transfer import send
 
 
 def round_half_up(value: Tensor) -> Tensor:
-    """The nearest integer, halves upwards, as float64."""
+    """Round to the nearest integer, halves upwards, as float64."""
     return (value + 0.5).floor()
 
 
@@ -25,19 +25,19 @@ def quotas(
     alpha: float,
     gamma: float,
 ) -> Tensor:
-    """The tokens every segment may keep at every cut.
+    """Compute the number of tokens that every segment may keep at every cut.
 
-    Significant segments get the ratio r1 of equation 4, the others r2 of equation 5; without significant segments all
-    get r. A cut's quotas are rounded by largest remainder (ties to the earlier segment), so that they add up to its
-    rounded total.
+    Significant segments get the ratio r1 of equation 4, the others r2 of equation 5. Without significant segments all
+    get r. The quotas of a cut are rounded by largest remainder (ties to the earlier segment), so their sum is the
+    rounded total of the cut.
 
     Args:
-        ratios: K retention ratios r, one a cut.
-        frames: `[S]` int64 frames per segment; 0 for a slot without one.
+        ratios: K retention ratios r, one per cut.
+        frames: `[S]` int64 frames per segment; 0 for an empty slot.
         significant: `[S]` bool.
         tokens_per_frame: c.
         alpha: boost of the ratio of significant segments.
-        gamma: cap on the share of the budget that they take.
+        gamma: largest share of the budget that significant segments take.
 
     Returns:
         `[K, S]` int64.
@@ -47,10 +47,10 @@ def quotas(
     n = size.sum()
     chosen = (size * significant).sum()
     rest = n - chosen
-    # chosen = 0 leaves boost unused, rest = 0 leaves others unused; both divisions are kept finite
+    # boost is not used if chosen = 0, others is not used if rest = 0; the clamps keep both divisions finite
     boost = (n / chosen.clamp(min=1) * gamma).clamp(max=alpha)
     others = ((n - boost * chosen) / rest.clamp(min=1)).clamp(min=0)
-    total = torch.where((chosen > 0) & (rest == 0), boost * n, n)  # exact where the sum of the shares would carry noise
+    total = torch.where((chosen > 0) & (rest == 0), boost * n, n)  # exact; a sum of the shares would have errors
     share = torch.where(significant, boost, torch.where(chosen > 0, others, torch.ones_like(n)))  # [S]
     ratio = send(torch.tensor(ratios, dtype=torch.float64), frames.device)[:, None]  # [K, 1]
     exact = share * size * tokens_per_frame * ratio
@@ -58,7 +58,7 @@ def quotas(
 
 
 def _largest_remainder(exact: Tensor, total: Tensor) -> Tensor:
-    """`[K, S]` float64 and their `[K, 1]` sums to int64 that add up to the rounded sums."""
+    """Round `[K, S]` float64 to int64 whose sums are the rounded `[K, 1]` `total`."""
     whole = exact.floor()
     missing = round_half_up(total) - whole.sum(-1, keepdim=True)
     remainder = exact - whole

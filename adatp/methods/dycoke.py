@@ -1,4 +1,4 @@
-"""DyCoke: tokens that change little over time are merged, and decoding attends to a share of the rest."""
+"""DyCoke: merge the tokens that change little over time, and attend to a share of the others in decoding."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -14,25 +14,27 @@ from adatp.tensors.transfer import send
 class DyCoke(BeforeDecoder):
     """Temporal token merging before the decoder, and sparse decoding.
 
-    Every odd frame is compared with the one before it, then every frame i + 2, for i = 0, 4, ... below n - 4, with
-    frame i. Of a compared frame's c tokens, newlines included, the int((1 - k) * c) least similar to the one at the
-    same place stay. As in the authors' code they stand in the order of rising similarity, not in that of the frame.
+    First, every odd frame is compared with the frame before it. Then, for i = 0, 4, ... below n - 4, frame i + 2 is
+    compared with frame i. A compared frame has c tokens, including newlines. It keeps the int((1 - k) * c) tokens that
+    are least similar to the token at the same place of the other frame. As in the authors' code, the kept tokens are
+    in the order of rising similarity, not in the order of the frame.
 
-    Their code loses the last of an odd number of frames and fails on fewer than five; here that frame stays whole, and
-    the second comparison has nothing to compare.
+    The authors' code loses the last frame if the number of frames is odd, and fails on fewer than five frames. Here the
+    last frame keeps all its tokens, and with few frames the second comparison is left out.
 
-    In a step of decoding, the newest token's attention in layer L - 1, averaged over heads, ranks the visual tokens
-    but the last, W of them, and layers from L on attend to the int((1 - P) * W) highest and to that last one. By the
-    paper a choice stands while that attention is like the one that made it, with a cosine of at least 0.9; by their
-    code, a step whose attention is like the last step's attends to everything again.
+    In a decode step, the attention of the newest token in layer L - 1, averaged over heads, ranks all visual tokens
+    except the last one. Let W be their number. Layers from L on attend to the int((1 - P) * W) highest tokens and to
+    the last one. In the paper, a choice is kept while the attention stays similar to the attention that made it, with a
+    cosine of at least 0.9. In the authors' code, and here, a step attends to all tokens if its attention is that
+    similar to the attention of the step before.
 
     Attributes:
         k: share of a compared frame's tokens that are merged away, in [0, 1].
-        layer: L, the first layer that decodes with fewer visual tokens, >= 1.
-        p: P, the share of them that it leaves out, in [0, 1); 0 leaves decoding as it is.
+        layer: L, the first layer that attends to fewer visual tokens in decoding, >= 1.
+        p: P, the share of the visual tokens that decoding leaves out, in [0, 1); with 0 decoding is unchanged.
 
     Raises:
-        ValueError: a field outside its range.
+        ValueError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "dycoke"
@@ -45,7 +47,7 @@ class DyCoke(BeforeDecoder):
 
     def __post_init__(self) -> None:
         require(0 <= self.k <= 1, "k", self.k, "in [0, 1]")
-        require(self.layer >= 1, "layer", self.layer, "at least 1: the layer before it says which tokens")
+        require(self.layer >= 1, "layer", self.layer, "at least 1: the layer before it chooses the tokens")
         require(0 <= self.p < 1, "p", self.p, "in [0, 1)")
 
     @property
@@ -80,12 +82,12 @@ class DyCoke(BeforeDecoder):
 
 
 def _compared(frames: int) -> dict[int, int]:
-    """The frames that lose tokens, each with the earlier one that it is compared with."""
+    """Return the frames that lose tokens, each with the earlier frame that it is compared with."""
     return {i: i - 1 for i in range(1, frames, 2)} | {i: i - 2 for i in range(2, frames - 2, 4)}
 
 
 def _cosine(a: Tensor, b: Tensor) -> Tensor:
-    """Of `[..., D]` float32; 0 where one is zero."""
-    # the root of a product, not the product of roots: so equal tokens have a cosine of exactly 1
+    """Compute the cosine similarity of `[..., D]` float32 tensors; it is 0 if one of the two vectors is zero."""
+    # the root of a product, not the product of roots: then equal tokens have a cosine of exactly 1
     norms = (a.square().sum(-1) * b.square().sum(-1)).sqrt()
     return (a * b).sum(-1) / norms.clamp(min=torch.finfo(a.dtype).tiny)

@@ -11,18 +11,18 @@ from adatp.methods.method import BetweenLayers, require
 
 @dataclass(frozen=True, kw_only=True)
 class FastV(BetweenLayers):
-    """The visual tokens that the last prompt token attends to most, in the layer before `layer`, stay from there on.
+    """Keeps, from `layer` on, the visual tokens with the most attention from the last prompt token.
 
-    The attention is the mean over heads; survivors keep their order and their positions. As the authors' code has it,
-    the number is `round(keep * N_v)`. That code runs the scoring layer with eager attention and keeps its matrix;
-    here the scores kernel reads one row.
+    The attention is that of the layer before `layer`, averaged over heads. Kept tokens keep their order and their
+    positions. As in the authors' code, their number is `round(keep * N_v)`. The authors' code runs the scoring layer
+    with eager attention and keeps the attention matrix; here the kernel for scores computes one row of it.
 
     Attributes:
-        layer: K, the layer with the cut in front of it, >= 1 (the authors' default 2).
-        keep: share of the visual tokens that stays, in (0, 1] (the authors' R = 50 % drops as many).
+        layer: K, the layer with the cut before it, >= 1 (the authors' default is 2).
+        keep: share of the visual tokens that is kept, in (0, 1] (the authors drop R = 50 %).
 
     Raises:
-        ValueError: a field outside its range.
+        ValueError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "fastv"

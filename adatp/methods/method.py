@@ -1,7 +1,8 @@
-"""What the engine asks of a method: which visual tokens enter which decoder layer.
+"""The interface of a method: it decides which visual tokens enter which decoder layer.
 
 A method is a frozen dataclass of its settings. It works either before the decoder, on a video's features, or between
-the decoder's layers, where the prompt's attention scores the tokens. `c` is the tokens of a frame, `n` the frames.
+the decoder's layers, where the prompt's attention scores the tokens. `c` is the number of tokens of a frame, `n` the
+number of frames.
 """
 
 import math
@@ -19,10 +20,10 @@ from adatp.layout import PromptLayout, VideoGrid, by_layer
 
 
 class SparseDecoding(NamedTuple):
-    """What a method does in decoding: from `layer` on, attend to a share of the visual tokens in the cache.
+    """Sparse attention in decoding: layers from `layer` on attend to a share of the visual tokens in the cache.
 
     Attributes:
-        layer: first layer that does; the attention of the one before it says which tokens.
+        layer: the first layer with sparse attention; the attention of the layer before it chooses the tokens.
         keep: share of the visual tokens.
     """
 
@@ -31,13 +32,13 @@ class SparseDecoding(NamedTuple):
 
 
 class Method(ABC):
-    """A way to thin out the tokens of a video, and its settings.
+    """A method to prune the tokens of a video, with its settings.
 
     Attributes:
-        name: by which it is asked for.
-        source: where it was published; empty for a plain one.
-        knob: the setting that a FLOPs budget turns; None if there is none.
-        renumbers: whether the tokens left take consecutive positions.
+        name: name of the method, for `adatp.apply` and the command line.
+        source: where the method was published; empty if it was not.
+        knob: the setting that is changed to reach a FLOPs budget; None if there is none.
+        renumbers: whether the kept tokens get consecutive positions.
     """
 
     name: ClassVar[str]
@@ -52,48 +53,48 @@ class Method(ABC):
 
     @property
     def wants_frames(self) -> bool:
-        """Whether it reads a feature of every frame."""
+        """Whether the method reads a feature of every frame."""
         return False
 
     @property
     def wants_question(self) -> bool:
-        """Whether it compares the frames with the question."""
+        """Whether the method compares the frames with the question."""
         return False
 
     @property
     def decoding(self) -> SparseDecoding | None:
-        """What it does in decoding; None for nothing."""
+        """The method's sparse attention in decoding; None if decoding is unchanged."""
         return None
 
     def settings(self) -> dict[str, Any]:
-        """The settings by name."""
+        """Return the settings by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
-    def check(self, layers: int) -> None:  # noqa: B027  most fit every model
-        """Raise a ValueError where the settings do not fit a model with that many decoder layers."""
+    def check(self, layers: int) -> None:  # noqa: B027  the settings of most methods fit every model
+        """Raise a ValueError if the settings do not fit a model with `layers` decoder layers."""
 
     @abstractmethod
     def first_pruned(self, layers: int) -> int:
-        """The first layer that less than the whole prompt enters; N if there is none."""
+        """Return the first layer whose input is not the whole prompt; N if there is no such layer."""
 
     @abstractmethod
     def counts(self, video: VideoGrid, layers: int) -> list[int]:
-        """Visual tokens at every layer's input, as far as the settings alone decide: N entries."""
+        """Return the number of visual tokens at every layer's input, N entries, as the settings alone give it."""
 
     def check_flops(self, ratio: float) -> None:
-        """Raise a ValueError for a share of FLOPs that no prompt can be asked to cost."""
+        """Raise a ValueError for a share of FLOPs that is invalid, or if the method has no knob."""
         require(0 < ratio <= 1, "flops", ratio, "a share of the unpruned FLOPs, in (0, 1]")
         if self.knob is None:
-            raise InputError(f"flops cannot be asked of the method {self.name!r}, which has no setting to turn")
+            raise InputError(f"flops cannot be used with the method {self.name!r}, which has no setting to adjust")
 
     def at_flops(self, ratio: float, video: VideoGrid, layers: int, other_tokens: int) -> Self:
-        """The method at a given cost: its `knob` turned, every other setting as it is.
+        """Return the method with its `knob` set for a given cost, and every other setting unchanged.
 
         Args:
-            ratio: FLOPs of the prefill's linear layers over those of the unpruned one.
+            ratio: the cost: FLOPs of the prefill's linear layers, divided by those of the unpruned prefill.
             video: the videos of the prompt.
-            layers: decoder layers.
-            other_tokens: tokens of the prompt beside the visual ones.
+            layers: number of decoder layers.
+            other_tokens: number of the prompt's tokens that are not visual.
 
         Raises:
             InputError: no value of the knob reaches the ratio.
@@ -120,12 +121,12 @@ class Method(ABC):
         return self.with_knob(min((low, high), key=lambda value: abs(cost(value) - ratio)))
 
     def cost(self, video: VideoGrid, layers: int, other_tokens: int) -> float:
-        """FLOPs of the prefill's linear layers over the unpruned one's, as far as the settings alone decide."""
+        """Compute the share of the unpruned prefill's FLOPs (linear layers) that the settings alone give."""
         lengths = [count + other_tokens for count in self.counts(video, layers)]
         return linear_ratio(lengths, video.visual_tokens + other_tokens)
 
     def with_knob(self, value: float) -> Self:
-        """With the knob at that value, an end of its range included, which the constructor may refuse."""
+        """Return the method with its knob at `value`, without a check: both ends of the range are allowed here."""
         assert self.knob is not None
         turned = object.__new__(type(self))
         turned.__dict__.update(self.__dict__)
@@ -138,12 +139,12 @@ class Video:
     """A video as it would enter the decoder.
 
     Attributes:
-        tokens: `[n, c, D]` projected and pooled features, newlines in their places.
-        grid: rows and columns of a frame; where there is a column more than there are rows, it holds newlines.
+        tokens: `[n, c, D]` projected and pooled features, with newlines in their places.
+        grid: rows and columns of a frame; if there is one column more than rows, it holds newlines.
         saliency: `[n, P]` float32 attention that each of the `P = rows * rows` patches receives in the last layer that
-            the vision tower runs, the mean over heads and queries, pooled as the features are; None unless the method
+            the vision tower runs: the mean over heads and queries, pooled as the features are. None unless the method
             wants it.
-        keys: `[n, P, d]` that layer's keys, the mean over heads, pooled likewise; None with `saliency`.
+        keys: `[n, P, d]` keys of that layer: the mean over heads, pooled as the features are. None if `saliency` is.
     """
 
     tokens: Tensor
@@ -153,7 +154,7 @@ class Video:
 
 
 class BeforeDecoder(Method):
-    """A method that hands the decoder fewer tokens, at consecutive positions.
+    """A method that gives the decoder fewer tokens, at consecutive positions.
 
     Attributes:
         wants_tower: whether `compress` reads the tower's saliency and keys.
@@ -167,15 +168,16 @@ class BeforeDecoder(Method):
 
     @abstractmethod
     def count(self, frames: int, grid: tuple[int, int]) -> int:
-        """Tokens that are left of a video of `frames` frames, W."""
+        """Return W, the number of tokens that are kept of a video with `frames` frames."""
 
     @abstractmethod
     def compress(self, video: Video) -> tuple[Tensor, Tensor]:
-        """What is left of a video, in the order in which the decoder sees it. Reads nothing from the device.
+        """Prune a video. Reads nothing from the device.
 
         Returns:
-            `[W]` int64, for each token left the one of the n * c it is or stands for, all different, and `[W, D]`
-            what it is.
+            `[W]` int64 and `[W, D]`, in the order in which the decoder sees the tokens. The first gives for each kept
+            token the index, among the n * c tokens, of the token that it is or stands for; all are different. The
+            second gives its features.
         """
 
     def counts(self, video: VideoGrid, layers: int) -> list[int]:
@@ -183,12 +185,12 @@ class BeforeDecoder(Method):
 
 
 class Grouping(NamedTuple):
-    """The segments of a prompt's videos and what each may keep; S slots, as many as frames.
+    """The segments of a prompt's videos and their quotas; S slots, as many as frames.
 
     Attributes:
         segment_of_frame: `[n]` int64.
         significant: `[S]` bool.
-        quota: `[K, S]` int64 tokens of every segment at each of the K cuts.
+        quota: `[K, S]` int64 number of tokens that every segment may keep at each of the K cuts.
     """
 
     segment_of_frame: Tensor
@@ -197,42 +199,42 @@ class Grouping(NamedTuple):
 
 
 class BetweenLayers(Method):
-    """A method that drops tokens in front of some decoder layers, those with the lowest scores.
+    """A method with cuts before some decoder layers; a cut drops the tokens with the lowest scores.
 
     Attributes:
-        scores_itself: whether a cut's scores are of the layer behind it, on all that enters it, rather than of the
-            layer before it.
+        scores_itself: whether the layer after a cut computes its scores, from all tokens before the cut; if not, the
+            layer before the cut does.
     """
 
     scores_itself: ClassVar[bool] = False
 
     @property
     def deduplicates(self) -> bool:
-        """Whether the first cut leaves one token per spatial position and segment."""
+        """Whether the first cut keeps at most one token per spatial position and segment."""
         return False
 
     @abstractmethod
     def cuts(self, layers: int) -> dict[int, float]:
-        """The share of the visual tokens that may enter each layer with a cut in front of it, by layer, in order."""
+        """Return, for each layer with a cut before it, in order, the share of the visual tokens that may enter it."""
 
     @abstractmethod
     def tokens(self, ratio: float, visual_tokens: int) -> int:
-        """A share of the visual tokens as a number."""
+        """Return the number of tokens that a share of the visual tokens is."""
 
     def rows(self, layout: PromptLayout) -> Tensor:
-        """`[T]` int64: the tokens of the prompt whose attention scores the visual ones."""
+        """Return `[T]` int64: the tokens of the prompt whose attention scores the visual tokens."""
         return layout.rows
 
     def group(
         self, ratios: Sequence[float], layout: PromptLayout, frames: Tensor | None, similarity: Tensor | None
     ) -> Grouping:
-        """The segments, and what each may keep; one segment unless a method says otherwise.
+        """Compute the segments and their quotas; there is one segment unless a method overrides this.
 
         Args:
-            ratios: of the cuts.
-            layout: the prompt.
-            frames: `[n, F]` a feature per frame; None unless the method wants it.
-            similarity: `[n]` text relevance of every frame; None where there is none.
+            ratios: shares of the visual tokens, one per cut.
+            layout: the layout of the prompt.
+            frames: `[n, F]` one feature per frame; None unless the method wants it.
+            similarity: `[n]` text relevance of every frame; None if there is none.
         """
         n = layout.frames
         quota = torch.zeros(len(ratios), n, dtype=torch.int64)
@@ -248,11 +250,11 @@ class BetweenLayers(Method):
 
 
 def require(holds: bool, name: str, value: Any, wanted: str) -> None:
-    """Raise a ValueError that names the setting, unless it holds."""
+    """Raise a ValueError that names the setting, its value and what is `wanted`, unless `holds`."""
     if not holds:
         raise InputError(f"{name} must be {wanted}, got {value!r}")
 
 
 def share_of(total: int, share: float) -> int:
-    """A share of a number as a number: rounded half up, at least 1."""
+    """Compute a share of `total` as a whole number: rounded half up, at least 1."""
     return max(1, math.floor(share * total + 0.5))

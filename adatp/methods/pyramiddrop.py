@@ -1,4 +1,4 @@
-"""PyramidDrop: a share goes after each of a few stages, by the prompt's last token (arXiv 2410.17247)."""
+"""PyramidDrop: drop a share of the tokens after each stage, scored by the prompt's last token (arXiv 2410.17247)."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,19 +11,19 @@ from adatp.methods.method import BetweenLayers, require
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidDrop(BetweenLayers):
-    """The decoder in stages of equal depth; after each but the last, `int(keep ** stage * N_v)` visual tokens stay.
+    """Divides the decoder into stages of equal depth; after each but the last, `int(keep ** stage * N_v)` tokens stay.
 
-    A cut ranks by the attention of the prompt's last token. As the authors' code has it, it is that of the layer
-    behind the cut, its norm and projections run on all that enters it, and the tokens left are renumbered: they take
-    consecutive positions, and so does what follows them (their paper says neither). The keys that a cut computes for
-    what it drops are not in the FLOPs, as the authors count.
+    The attention of the prompt's last token scores a cut. Two details follow the authors' code; their paper does not
+    mention them. The attention is that of the layer after the cut: its norm and its projections run on all tokens
+    before the cut. And kept tokens are renumbered: they, and the tokens that follow them, get consecutive positions.
+    The FLOPs do not include the keys that a cut computes for the tokens that it drops, as the authors count.
 
     Attributes:
-        stages: into which the layers are divided, >= 2 (the authors' default 4: 8, 16 and 24 of 32 layers).
-        keep: lambda, the share that survives each cut, in (0, 1] (the authors' default 0.5).
+        stages: number of stages, >= 2 (the authors' default is 4: cuts after 8, 16 and 24 of 32 layers).
+        keep: lambda, the share that each cut keeps, in (0, 1] (the authors' default is 0.5).
 
     Raises:
-        ValueError: a field outside its range.
+        ValueError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "pyramiddrop"
@@ -36,7 +36,7 @@ class PyramidDrop(BetweenLayers):
     keep: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.stages >= 2, "stages", self.stages, "at least 2: the first sees everything")
+        require(self.stages >= 2, "stages", self.stages, "at least 2: the first stage sees all tokens")
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
 
     def check(self, layers: int) -> None:

@@ -1,4 +1,4 @@
-"""Frames to segments (AdaTP, section 3.3)."""
+"""Segments of frames (AdaTP, section 3.3)."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -8,20 +8,20 @@ from torch import Tensor
 
 
 def partition(features: Tensor, tau_s: float, videos: Sequence[int] = ()) -> Tensor:
-    """The segment of every frame: adjacent frames share one iff their cosine similarity is at least `tau_s`.
+    """Group frames into segments: adjacent frames share one iff their cosine similarity is at least `tau_s`.
 
     Args:
-        features: `[n, D]` a feature per frame, any floating dtype: SigLIP's pooled output where there is an aligned
-            one, else the mean of the frame's patch features. A NaN similarity starts a new segment.
+        features: `[n, D]` one feature per frame, any floating dtype: SigLIP's pooled output if there is an aligned
+            SigLIP, else the mean of the frame's patch features. A NaN similarity starts a new segment.
         tau_s: threshold, see `AdaTP.tau_s`.
-        videos: frames of each video, where the frames are of several: no segment holds frames of two.
+        videos: number of frames of each video, if there are several: no segment holds frames of two videos.
 
     Returns:
-        `[n]` int64, counted from 0.
+        `[n]` int64 segment of every frame, counted from 0.
     """
     features = features.double()
     square = features.square().sum(-1)
-    # the root of a product, not the product of roots: so equal frames have a cosine of exactly 1
+    # the root of a product, not the product of roots: then equal frames have a cosine of exactly 1
     norms = (square[:-1] * square[1:]).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
     similar = (features[:-1] * features[1:]).sum(-1) / norms >= tau_s
     for first in list(accumulate(videos))[:-1]:
@@ -30,14 +30,14 @@ def partition(features: Tensor, tau_s: float, videos: Sequence[int] = ()) -> Ten
 
 
 def frames_per_segment(segment_of_frame: Tensor) -> Tensor:
-    """`[n]` int64 segment ids to `[n]` int64 frame counts; slots past the last segment hold 0."""
+    """Count the frames of each segment: `[n]` int64 segment ids to `[n]` int64 counts, 0 after the last segment."""
     return torch.zeros_like(segment_of_frame).scatter_add_(0, segment_of_frame, torch.ones_like(segment_of_frame))
 
 
 def mean_per_segment(values: Tensor, segment_of_frame: Tensor) -> Tensor:
-    """`[n]` float values per frame to their `[n]` means per segment; slots past the last segment hold 0."""
+    """Average `[n]` float values of frames to `[n]` means of segments; slots after the last segment hold 0."""
     slots = torch.arange(len(values), device=values.device)
     member = segment_of_frame[:, None] == slots  # [n, S]
-    # a sum over frames, not a scatter: on a GPU that would add in an order of its own
+    # a sum, not a scatter: on a GPU a scatter adds in no fixed order
     total = torch.where(member, values[:, None], 0).sum(0)
     return total / frames_per_segment(segment_of_frame).clamp(min=1)

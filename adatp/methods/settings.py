@@ -1,4 +1,4 @@
-"""A method from settings as they are typed."""
+"""Methods from settings that a user has typed."""
 
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,14 +12,15 @@ _SWITCH = {"true": True, "on": True, "yes": True, "1": True, "false": False, "of
 
 
 def configure(name: str, settings: Mapping[str, str]) -> Method:
-    """The method of that name with some of its settings.
+    """Return the method of that name with the given settings.
 
     Args:
         name: one of `METHODS`.
-        settings: by the name of the field; a switch takes true or false, what may be None takes none.
+        settings: values by the name of the setting. A switch takes true or false; a setting that may be None takes
+            none.
 
     Raises:
-        InputError: no such method or setting, or a value that cannot be one.
+        InputError: there is no such method or setting, or a value does not fit its setting.
     """
     default = method_of(name)
     known = [field.name for field in fields(default)]  # type: ignore[arg-type]
@@ -33,7 +34,7 @@ def configure(name: str, settings: Mapping[str, str]) -> Method:
 
 
 def describe(method: Method) -> str:
-    """Its name, and the settings that are not the default ones: `fastv (keep=0.25)`."""
+    """Return the method's name and the settings that differ from the defaults: `fastv (keep=0.25)`."""
     default = type(method)().settings()
     changed = [f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}"
                for name, value in method.settings().items() if value != default[name]]  # fmt: skip

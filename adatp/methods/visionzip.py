@@ -1,4 +1,4 @@
-"""VisionZip: the patches of a frame that the vision tower looks at most, and the others merged into a few."""
+"""VisionZip: keep the patches of a frame with the most attention in the vision tower, and merge the others."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,23 +11,25 @@ from adatp.methods.method import BeforeDecoder, Video, require, share_of
 
 @dataclass(frozen=True, kw_only=True)
 class VisionZip(BeforeDecoder):
-    """A frame's T patches: D dominant ones, then T - D contextual ones, both in raster order.
+    """Keeps T patches of a frame: first D dominant ones, then T - D contextual ones, both in raster order.
 
-    Dominant are those with the highest saliency, ties to the earlier. Of the R others, those at 0, s, 2s, ... with
-    s = R // (T - D) are contextual: each is the sum of itself and the mean of what joins it. Every other patch joins
-    the contextual one with the most similar keys, ties to the earlier.
+    Dominant patches are those with the highest saliency, ties to the earlier. Among the R other patches, those at
+    0, s, 2s, ... with s = R // (T - D) are contextual. Every other patch joins the contextual patch with the most
+    similar keys, ties to the earlier. A contextual patch becomes the sum of itself and the mean of the patches that
+    join it.
 
-    The authors' code is for CLIP. There the saliency is the attention of [CLS], which stays as well; SigLIP has none,
-    so here it is the mean over all queries. Their code also merges before the projector, this after it and the pooling.
+    The authors' code is for CLIP. There the saliency is the attention of [CLS], and [CLS] itself is kept too. SigLIP
+    has no [CLS], so here the saliency is the mean over all queries. Their code merges before the projector, this one
+    after the projector and the pooling.
 
-    Where frames have newlines, one follows every `rows` patches that are left and the last of them.
+    If frames have newlines, one follows every `rows` kept patches, and one follows the last kept patch.
 
     Attributes:
-        keep: share of a frame's patches that are left, in (0, 1]; T is rounded half up, at least 1.
-        dominant: share of those that are dominant, in (0, 1]; D is rounded down.
+        keep: share of a frame's patches that are kept, in (0, 1]; T is rounded half up, at least 1.
+        dominant: share of the kept patches that are dominant, in (0, 1]; D is rounded down.
 
     Raises:
-        ValueError: a field outside its range.
+        ValueError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "visionzip"
@@ -53,11 +55,11 @@ class VisionZip(BeforeDecoder):
         (rows, columns), (frames, size, _) = video.grid, video.tokens.shape
         tokens, device = video.tokens.flatten(0, 1), video.tokens.device
         left = self._left(rows * rows)
-        dominant = int(left * self.dominant)  # 27 / 32 is exact in binary, so its product is
+        dominant = int(left * self.dominant)  # 27 / 32 is exact in binary, and so is the product
 
         first = torch.arange(frames, device=device)[:, None] * size
         patch = torch.arange(rows * rows, device=device)
-        patches = first + patch // rows * columns + patch % rows  # [n, P] of the video's tokens
+        patches = first + patch // rows * columns + patch % rows  # [n, P] indices among the video's tokens
         ranked = video.saliency.neg().argsort(dim=1, stable=True)
         chosen = patches.gather(1, ranked[:, :dominant].sort(dim=1).values)
         others = ranked[:, dominant:].sort(dim=1).values
@@ -81,15 +83,15 @@ class VisionZip(BeforeDecoder):
 
 
 def _merge(features: Tensor, keys: Tensor, number: int) -> tuple[Tensor, Tensor]:
-    """The contextual patches of every frame.
+    """Merge the patches of every frame that are not dominant into contextual patches.
 
     Args:
-        features: `[n, R, D]` of the patches that are not dominant.
-        keys: `[n, R, d]` theirs.
-        number: of contextual patches, from 1 to R.
+        features: `[n, R, D]` features of the patches that are not dominant.
+        keys: `[n, R, d]` keys of these patches.
+        number: number of contextual patches, from 1 to R.
 
     Returns:
-        `[number]` int64 which of the R they are, and `[n, number, D]` what they are.
+        `[number]` int64 indices of the contextual patches among the R, and their `[n, number, D]` features.
     """
     patch = torch.arange(features.shape[1], device=features.device)
     step = features.shape[1] // number
@@ -98,18 +100,18 @@ def _merge(features: Tensor, keys: Tensor, number: int) -> tuple[Tensor, Tensor]
     nearest = (unit @ unit[:, targets].transpose(1, 2)).argmax(2)
     apart = (patch[:, None] != targets).all(1)
     joins = ((nearest[..., None] == patch[:number]) & apart[:, None]).float()  # [n, R, number]
-    # a product, not a scatter: on a GPU that would add in an order of its own
+    # a product, not a scatter: on a GPU a scatter adds in no fixed order
     mean = joins.transpose(1, 2) @ features.float() / joins.sum(1).clamp(min=1)[..., None]
     return targets, (features[:, targets].float() + mean).to(features.dtype)
 
 
 def _runs(left: int, rows: int) -> int:
-    """Runs of `rows` patches, the last of which may be shorter: as many as there are newlines."""
+    """Return the number of runs of `rows` patches, the last of which may be shorter; each ends with a newline."""
     return -(-left // rows)
 
 
 def _order(left: int, rows: int, newlines: bool, device: torch.device) -> Tensor:
-    """Int64 places of a frame's tokens in `left` patches followed by their newlines, as they are to stand."""
+    """Return int64 indices that put `left` patches, followed by their newlines, into the order of a frame."""
     if not newlines:
         return torch.arange(left, device=device)
     token = torch.arange(left + _runs(left, rows), device=device)

@@ -196,7 +196,7 @@ class TestErrors:
             (["--set", "tau=1"], "method 'adatp' has no setting 'tau'"),
             (["--p", "1", "--set", "p=2"], "p is set twice"),
             (["--method", "fastv", "--flops", "0.01"], "flops must be from"),
-            (["--method", "none", "--flops", "0.5"], "flops cannot be asked of the method 'none'"),
+            (["--method", "none", "--flops", "0.5"], "flops cannot be used with the method 'none'"),
             (["--method", "pyramiddrop", "--set", "stages=17"], "stages must be at most the model's 16 layers"),
         ],
     )

@@ -558,7 +558,7 @@ class TestBudget:
             applied(videollm, "fastv", flops=share)
 
     def test_none_has_no_budget(self, videollm):
-        with pytest.raises(ValueError, match="flops cannot be asked of the method 'none'"):
+        with pytest.raises(ValueError, match="flops cannot be used with the method 'none'"):
             applied(videollm, "none", flops=0.5)
 
 
