@@ -57,7 +57,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used: transformers takes seconds, which `adatp --help` need not."""
+    """Import a public name at its first use: importing transformers takes seconds, and `adatp --help` needs none."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

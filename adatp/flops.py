@@ -1,4 +1,4 @@
-"""FLOPs of the language model's prefill, counted by PyTorch on the real configuration without weights."""
+"""FLOPs of the language model's prefill. PyTorch counts them for the real configuration, without weights."""
 
 import copy
 from collections.abc import Sequence
@@ -15,10 +15,11 @@ class Flops:
     """FLOPs of all decoder layers in one prefill; a multiply-add counts as two.
 
     Attributes:
-        linear: of the linear layers, pruned. The paper's convention: its FLOPs columns follow from these alone.
-        linear_full: the same, not pruned.
-        attention: of the attention's two matrix products, pruned; every query against every key, as profilers count.
-        attention_full: the same, not pruned.
+        linear: FLOPs of the linear layers in the pruned prefill. The FLOPs columns of the paper count only these.
+        linear_full: FLOPs of the linear layers in the unpruned prefill.
+        attention: FLOPs of the attention's two matrix products in the pruned prefill, with every query against every
+            key, as profilers count.
+        attention_full: FLOPs of the attention's two matrix products in the unpruned prefill.
     """
 
     linear: int
@@ -28,12 +29,12 @@ class Flops:
 
     @property
     def ratio(self) -> float:
-        """Linear layers only, pruned over not pruned."""
+        """FLOPs of the linear layers, pruned divided by unpruned."""
         return self.linear / self.linear_full
 
     @property
     def ratio_with_attention(self) -> float:
-        """Linear layers and attention, pruned over not pruned."""
+        """FLOPs of the linear layers and the attention, pruned divided by unpruned."""
         return (self.linear + self.attention) / (self.linear_full + self.attention_full)
 
     def __add__(self, other: "Flops") -> "Flops":
@@ -45,29 +46,30 @@ class Flops:
         )
 
     def to_dict(self) -> dict[str, float]:
+        """Return the two ratios and the four counts by name."""
         return {"ratio": self.ratio, "ratio_with_attention": self.ratio_with_attention, **asdict(self)}
 
 
 def prefill_flops(text_config: Any, lengths: Sequence[int], full_length: int) -> Flops:
-    """FLOPs of a prefill whose layers see `lengths` tokens, and of one whose layers all see `full_length`.
+    """Count the FLOPs of a prefill whose layers see `lengths` tokens, and of one whose layers see `full_length`.
 
     Args:
         text_config: the language model's Hugging Face configuration.
-        lengths: tokens at the input of every decoder layer.
-        full_length: tokens of the whole prompt.
+        lengths: number of tokens at the input of every decoder layer.
+        full_length: number of tokens of the whole prompt.
     """
     return PrefillCounter(text_config)(lengths, full_length)
 
 
 def linear_ratio(lengths: Sequence[int], full_length: int) -> float:
-    """`Flops.ratio` without counting: the FLOPs of linear layers are in proportion to their tokens."""
+    """Compute `Flops.ratio` without counting: the FLOPs of linear layers are proportional to their tokens."""
     return sum(lengths) / (len(lengths) * full_length)
 
 
 class PrefillCounter:
-    """`prefill_flops` for many prefills of one model: a layer is counted once at each length.
+    """`prefill_flops` for many prefills of one model; a layer is counted only once for each length.
 
-    On the meta device, where nothing is computed or stored.
+    Layers run on the meta device, where nothing is computed or stored.
     """
 
     def __init__(self, text_config: Any) -> None:
@@ -84,7 +86,7 @@ class PrefillCounter:
         self._count = lru_cache(maxsize=None)(self._measure)
 
     def __call__(self, lengths: Sequence[int], full_length: int) -> Flops:
-        """See `prefill_flops`."""
+        """Count the FLOPs of one prefill, see `prefill_flops`."""
         pruned = [self._count(length) for length in lengths]
         full = self._count(full_length)
         return Flops(
@@ -95,7 +97,7 @@ class PrefillCounter:
         )
 
     def _measure(self, length: int) -> tuple[int, int]:
-        """(linear, attention) FLOPs of one layer over `length` tokens."""
+        """Count the (linear, attention) FLOPs of one layer for `length` tokens."""
         layer, config = self._model.layers[0], self._model.config
         hidden = torch.empty(1, length, config.hidden_size, device="meta", dtype=self._model.dtype)
         table = torch.empty(1, length, layer.self_attn.head_dim, device="meta", dtype=self._model.dtype)

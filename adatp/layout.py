@@ -1,4 +1,4 @@
-"""Where a prompt's videos are."""
+"""Positions of the videos in a prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from adatp.errors import Unsupported
 
 
 class VideoGrid:
-    """The videos of a prompt and the grid of their frames' tokens, as what describes a prompt has them.
+    """Base of the classes that describe a prompt: its videos, and the grid of their frames' tokens.
 
-    Frames are square: a column more than there are rows holds newlines.
+    Frames are square. If there is one column more than rows, it holds newline tokens.
     """
 
     videos: tuple[int, ...]
@@ -20,29 +20,29 @@ class VideoGrid:
 
     @property
     def frames(self) -> int:
-        """Frames of all videos, n."""
+        """Number of frames of all videos, n."""
         return sum(self.videos)
 
     @property
     def tokens_per_frame(self) -> int:
-        """Prunable tokens of a frame, c."""
+        """Number of prunable tokens in a frame, c."""
         return self.grid[0] * self.grid[1]
 
     @property
     def visual_tokens(self) -> int:
-        """N_v, the prunable tokens."""
+        """Number of prunable tokens in the prompt, N_v."""
         return self.frames * self.tokens_per_frame
 
 
 @dataclass(frozen=True)
 class PromptLayout(VideoGrid):
-    """Where the videos and the text after them stand in a prompt.
+    """Positions of the videos and of the text after them in one prompt.
 
     Attributes:
-        length: tokens of the prompt, L.
-        begins: the first token of each frame, counted through all videos; the c tokens of a frame stand in a row.
-        rows: `[T]` int64 on the host: the text tokens after the last video, whose attention scores the visual ones.
-        videos: frames of each video.
+        length: number of tokens of the prompt, L.
+        begins: index of the first token of each frame, over all videos; the c tokens of a frame are consecutive.
+        rows: `[T]` int64 on the host: the text tokens after the last video. Their attention scores the visual tokens.
+        videos: number of frames of each video.
         grid: rows and columns of a frame's tokens; their product is c.
     """
 
@@ -53,23 +53,29 @@ class PromptLayout(VideoGrid):
     grid: tuple[int, int]
 
     def check(self) -> None:
-        """Raise a ValueError where nothing scores the video's tokens."""
+        """Raise a ValueError if there is no text that can score the video's tokens."""
         if self.rows.numel() == 0:
             raise Unsupported("a prompt has no text after its video, so nothing can score the video's tokens")
 
     @property
     def end(self) -> int:
-        """The first token after the last frame."""
+        """Index of the first token after the last frame."""
         return self.begins[-1] + self.tokens_per_frame
 
     @property
     def visual(self) -> Tensor:
-        """`[N_v]` int64 on the host: the prunable tokens."""
+        """`[N_v]` int64 on the host: indices of the prunable tokens."""
         return (torch.tensor(self.begins)[:, None] + torch.arange(self.tokens_per_frame)).flatten()
 
 
 def by_layer(layers: int, whole: int, after: Mapping[int, int]) -> list[int]:
-    """Tokens at the input of each of `layers`: the `whole`, and from a layer with a cut in front of it what is left."""
+    """Return the number of tokens at the input of each of `layers` decoder layers.
+
+    Args:
+        layers: number of decoder layers.
+        whole: number of tokens before the first cut.
+        after: number of tokens after each cut, by the layer that follows the cut.
+    """
     counts, current = [], whole
     for layer in range(layers):
         current = after.get(layer, current)

@@ -1,4 +1,4 @@
-"""Put a method into one model instance, and take it out again."""
+"""Apply a method to one model instance, and remove it again."""
 
 import os
 import threading
@@ -26,9 +26,9 @@ _APPLYING = threading.Lock()
 
 
 class Pruned:
-    """A method inside a model, as `apply` put it there; also a context manager that removes it.
+    """A method that `apply` has put into a model. It is also a context manager that removes the method at its end.
 
-    Several threads may generate on the model at a time.
+    Several threads may generate with the model at the same time.
     """
 
     def __init__(self, hooks: Hooks, setup: Setup) -> None:
@@ -37,12 +37,12 @@ class Pruned:
 
     @property
     def method(self) -> Method:
-        """Which tokens go, and where."""
+        """The method that chooses the tokens, with its settings."""
         return self._setup.method
 
     @property
     def flops(self) -> float | None:
-        """Share of the unpruned prefill's FLOPs that every prompt shall cost; None for the method's settings."""
+        """Target cost of every prompt's prefill, as a share of the unpruned FLOPs; None for the method's settings."""
         return self._setup.flops
 
     @property
@@ -52,9 +52,9 @@ class Pruned:
 
     @property
     def question(self) -> Question:
-        """The question to compare frames with: a string, one string a prompt, or None to read it from the prompt.
+        """The question that frames are compared with: a string, one per prompt, or None to read it from the prompt.
 
-        It may be set between calls. What a thread sets holds for its own calls, and no other thread's.
+        It may be set between calls. A question that a thread sets is used only in the calls of that thread.
         """
         return self._hooks.question
 
@@ -64,7 +64,7 @@ class Pruned:
 
     @property
     def report(self) -> PruningReport:
-        """What the last prefill kept, whichever thread it ran in.
+        """The report of the last prefill of any thread.
 
         Raises:
             RuntimeError: the model has not run since `apply`, or its last prefill failed.
@@ -73,7 +73,7 @@ class Pruned:
 
     @property
     def thread_report(self) -> PruningReport:
-        """What the last prefill of the calling thread kept, for threads that share the model.
+        """The report of the last prefill of the calling thread, for threads that share the model.
 
         Raises:
             RuntimeError: the thread has not run the model since `apply`, or its last prefill failed.
@@ -81,7 +81,7 @@ class Pruned:
         return _existing(self._hooks.call.report)
 
     def remove(self) -> None:
-        """Leave the model as it was before `apply`. Removing twice does nothing.
+        """Restore the model as it was before `apply`. A second call does nothing.
 
         Raises:
             RuntimeError: a prefill is running, in this thread or another.
@@ -113,37 +113,37 @@ def apply(
     impl: Impl = "auto",
     compile_layers: bool = False,
 ) -> Pruned:
-    """Thin out the visual tokens of the videos that `model` is given, from its next prefill on.
+    """Prune the visual tokens of the videos that `model` is given, from its next prefill on.
 
     Args:
         model: a Hugging Face Video LLM of a supported family. Only this instance changes.
-        processor: its processor (or tokenizer), with which the question is read from the prompt. May be left out
-            where `question` is given or the method compares no frames with it.
-        method: which tokens go, and where: a method with its settings (`adatp.AdaTP(p=1.5)`), or the name of one for
-            the published settings; see `adatp.methods`.
-        flops: a share in (0, 1], in place of the setting that the method's cost follows from: every prompt's prefill
-            shall cost that share of the unpruned one's FLOPs, linear layers counted, as the report does.
-        relevance: how frames are compared with the question (eq. 3): a `Relevance`, the name or path of the SigLIP
-            checkpoint that the vision tower was trained from, `"auto"` for the family's, or None. Its frame features
-            also make the segments. With None, and where `"auto"` cannot load it, segments come from the mean of a
-            frame's patch features, and no segment is significant, with a warning.
-        question: the question, or one a sample; None reads the user's last one from the prompt.
-        impl: `"auto"`, `"reference"` or `"triton"`: the implementation of scores, selection and compaction.
-        compile_layers: whether decoder layers run through `torch.compile` in a prefill, where they are at most
-            `adatp.tensors.blocks.TOKENS` wide and there are no hooks inside. For small decoders, which are bound by
-            what they launch. The first prefill compiles one layer for all (seconds to minutes); other lengths and later
-            applications to the model compile nothing new. On CUDA the layers behind the last cut become one
-            CUDA graph for every 64 tokens of width, recorded when a prompt first needs it. A prefill raises a
-            RuntimeError where a layer cannot be compiled.
+        processor: the model's processor (or tokenizer), which reads the question from the prompt. It can be left out
+            if `question` is given, or if the method does not compare frames with the question.
+        method: chooses the tokens: a method with its settings (`adatp.AdaTP(p=1.5)`), or the name of a method for its
+            published settings; see `adatp.methods`.
+        flops: target cost of every prompt's prefill, as a share in (0, 1] of the unpruned prefill's FLOPs (linear
+            layers, as in the report). It replaces the setting that determines the method's cost.
+        relevance: how frames are compared with the question (eq. 3): a `Relevance`; the name or path of the SigLIP
+            checkpoint that the vision tower was trained from; `"auto"` for the family's checkpoint; or None. The
+            segments also come from its frame features. With None, or if `"auto"` cannot load the checkpoint, segments
+            come from the mean of a frame's patch features, no segment is significant, and there is a warning.
+        question: the question, or one per sample; None reads the user's last question from the prompt.
+        impl: `"auto"`, `"reference"` or `"triton"`: the implementation of score, select and compact.
+        compile_layers: whether decoder layers run through `torch.compile` in a prefill. A layer does so if its input
+            has at most `adatp.tensors.blocks.TOKENS` tokens and it has no hooks inside. This helps small decoders,
+            whose time goes into kernel launches. The first prefill compiles one layer for all (seconds to minutes);
+            other lengths and later calls of `apply` compile nothing new. On CUDA the layers after the last cut become
+            one CUDA graph for every 64 tokens of width, recorded when a prompt first needs it. A prefill raises a
+            RuntimeError if a layer cannot be compiled.
 
     Returns:
         The handle with `report` and `remove()`.
 
     Raises:
-        TypeError: the model's family is not supported, or an argument has another type than it may have.
-        Unsupported: there is no such method; its settings or `flops` do not fit the model, which may have too few
-            layers; the model has sliding-window layers, or such as cannot be compiled; or no processor is given where
-            one is needed.
+        TypeError: the model's family is not supported, or an argument has a wrong type.
+        Unsupported: there is no such method; its settings or `flops` do not fit the model, for example because it has
+            too few layers; the model has sliding-window layers, or layers that cannot be compiled; or the processor is
+            needed and missing.
         RuntimeError: a method is already applied to this model, or `impl` cannot run here.
     """
     method = method_of(method)
@@ -164,7 +164,7 @@ def apply(
         loaded, missing = _load_relevance(relevance, family, model)
         if missing and method.wants_question:
             warnings.warn(
-                f"{missing}: no segment is significant and every one keeps the same ratio (no global debiasing), and "
+                f"{missing}: no segment is significant, all segments keep the same ratio (no global debiasing), and "
                 "frames are grouped by the mean of their patch features. Pass relevance=PATH to a SigLIP checkpoint",
                 NoRelevanceWarning,
                 stacklevel=2,
@@ -183,7 +183,7 @@ def apply(
         questions=None if loaded is None else Questions(loaded),
         tokenizer=tokenizer,
     )
-    with _APPLYING:  # another thread may have been faster
+    with _APPLYING:  # another thread may have applied a method meanwhile
         _refuse_twice(model)
         return Pruned(Hooks(model, setup, question, compile_layers=compile_layers), setup)
 
@@ -202,10 +202,10 @@ def _existing(report: PruningReport | None) -> PruningReport:
 
 
 def _checked_question(question: Any) -> Question:
-    """The question, if it is one.
+    """Return the question, with a tuple made a list.
 
     Raises:
-        TypeError: neither None nor a string nor a list of strings.
+        TypeError: the question is not None, a string or a list of strings.
     """
     if question is None or isinstance(question, str):
         return question
@@ -217,7 +217,7 @@ def _checked_question(question: Any) -> Question:
 def _load_relevance(
     relevance: Relevance | str | os.PathLike[str] | None, family: Family, model: Any
 ) -> tuple[Relevance | None, str]:
-    """The aligned SigLIP; or None, and why there is none."""
+    """Return the aligned SigLIP and ""; or None and the reason why there is none."""
     if relevance is None:
         return None, "relevance=None"
     loaded: Any = relevance

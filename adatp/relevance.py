@@ -1,4 +1,4 @@
-"""How well frames match the question (AdaTP, eq. 3), through the SigLIP the vision tower was trained from."""
+"""Text relevance of frames (AdaTP, eq. 3): how well they match the question, by the vision tower's SigLIP."""
 
 import threading
 from collections.abc import Sequence
@@ -12,17 +12,17 @@ from adatp.errors import InputError
 from adatp.tensors.blocks import in_blocks
 from adatp.tensors.transfer import send
 
-# Patches that a GPU takes at once: in blocks as small as a CPU's, whose caches they fit, launching takes it longer than
-# the work does. The vision tower has taken all frames at once.
+# Patches in a block on a GPU. The blocks of a CPU are small, to fit its caches; on a GPU such blocks would take less
+# time to compute than to launch. Memory is no problem: the vision tower has run all frames at once.
 PATCHES_ON_GPU = 16384
 
 
 class NoRelevanceWarning(UserWarning):
-    """Global debiasing is on, but nothing says which segments match the question."""
+    """Global debiasing is on, but the text relevance of the segments is not known."""
 
 
 def similarity(frames: Tensor, text: Tensor) -> Tensor:
-    """Cosine similarity of every frame and its sample's question (eq. 3).
+    """Compute the cosine similarity of every frame and its sample's question (eq. 3).
 
     Args:
         frames: `[B, n, D]` pooled frame features v_p, any floating dtype.
@@ -35,13 +35,13 @@ def similarity(frames: Tensor, text: Tensor) -> Tensor:
 
 
 class _Head(nn.Module):
-    """SigLIP's pooling head, `[n, patches, D]` to `[n, D]`, without keys and values of the patches.
+    """SigLIP's pooling head, `[n, patches, D]` to `[n, D]`, computed without keys and values of the patches.
 
-    Its attention has one query, the same for every frame. So the query goes through the keys' weights, and the patches
-    are added up before they go through the values'.
+    The attention has one query, the same for every frame. So the query is multiplied by the key weights once, and the
+    weighted sum over the patches is taken before the value weights.
 
     Args:
-        head: of the `SiglipModel`; its weights are used, not copied.
+        head: the head of the `SiglipModel`; its weights are used, not copied.
     """
 
     def __init__(self, head: Any) -> None:
@@ -55,7 +55,7 @@ class _Head(nn.Module):
         attention = self.attention
         parts = (3, attention.num_heads, attention.head_dim)
         weights = attention.in_proj_weight.float().unflatten(0, parts)  # [3, H, d, D]
-        biases = attention.in_proj_bias.float().unflatten(0, parts)  # [3, H, d]; the keys' changes no softmax
+        biases = attention.in_proj_bias.float().unflatten(0, parts)  # [3, H, d]; the key bias cancels in the softmax
         patches = states.float()
         query = weights[0] @ self.probe[0, 0].float() + biases[0]  # [H, d]
         query = torch.einsum("hd,hdD->hD", query, weights[1]) * attention.head_dim**-0.5
@@ -68,18 +68,18 @@ class _Head(nn.Module):
 
 
 class Relevance(nn.Module):
-    """What it takes to compare frames with a question: SigLIP's last vision layers, pooling head and text tower.
+    """The parts of SigLIP that compare frames with a question: last vision layers, pooling head and text tower.
 
-    LLaVA checkpoints ship the vision tower without its last layer and its head. Only those are run here, on the
-    hidden states the tower has already computed.
+    LLaVA checkpoints contain the vision tower without its last layer and its head. This class runs only these missing
+    parts, on the hidden states that the tower has already computed.
 
     Args:
-        siglip: a `SiglipModel`. Its parts are used, not copied; the vision layers below `tower_layers` are let go.
+        siglip: a `SiglipModel`. Its parts are used, not copied; its vision layers below `tower_layers` are not kept.
         tokenizer: the tokenizer of that SigLIP.
-        tower_layers: encoder layers that the model's own vision tower has already run.
+        tower_layers: number of encoder layers that the model's own vision tower has already run.
 
     Raises:
-        InputError: the SigLIP does not continue such a tower.
+        InputError: the SigLIP cannot continue such a tower.
     """
 
     def __init__(self, siglip: Any, tokenizer: Any, tower_layers: int) -> None:
@@ -102,7 +102,7 @@ class Relevance(nn.Module):
     def from_pretrained(
         cls, checkpoint: str, tower_layers: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> "Relevance":
-        """Load a SigLIP checkpoint, by name or path, and keep what is needed of it."""
+        """Load a SigLIP checkpoint, by name or path, and keep the parts that are needed."""
         from transformers import AutoTokenizer, SiglipModel
 
         siglip = SiglipModel.from_pretrained(checkpoint, dtype=dtype).eval()
@@ -110,10 +110,10 @@ class Relevance(nn.Module):
         return cls(siglip, tokenizer, tower_layers).to(device)
 
     def forward(self, states: Tensor) -> Tensor:
-        """Pooled frame features v_p.
+        """Compute pooled frame features v_p.
 
         Args:
-            states: `[n, patches, D]`, what the tower's layer `tower_layers - 1` put out.
+            states: `[n, patches, D]`, the output of the tower's layer `tower_layers - 1`.
 
         Returns:
             `[n, D]`.
@@ -128,7 +128,10 @@ class Relevance(nn.Module):
         return pooled
 
     def text(self, questions: Sequence[str]) -> Tensor:
-        """Pooled text features t_p, `[B, D]`. Questions are padded, or cut, to the 64 tokens SigLIP was trained on."""
+        """Compute pooled text features t_p, `[B, D]`.
+
+        Questions are padded or truncated to the 64 tokens that SigLIP was trained on.
+        """
         tokens = self.tokenizer(
             list(questions), padding="max_length", truncation=True, max_length=self.text_length, return_tensors="pt"
         )
@@ -138,10 +141,10 @@ class Relevance(nn.Module):
 
 
 class Questions:
-    """Text features t_p by question: what was asked before is not computed again. Safe with threads.
+    """Cache of the text features t_p of questions; threads may share it.
 
     Args:
-        relevance: what computes them. Its weights must stay as they are.
+        relevance: computes the features. Its weights must not change.
     """
 
     LIMIT = 1024  # questions remembered
@@ -153,7 +156,7 @@ class Questions:
 
     @torch.no_grad()
     def features(self, questions: Sequence[str]) -> Tensor:
-        """`[B, D]`, see `Relevance.text`."""
+        """Return the `[B, D]` text features, see `Relevance.text`."""
         with self._lock:
             known = {question: self._features[question] for question in questions if question in self._features}
         new = [question for question in dict.fromkeys(questions) if question not in known]

@@ -1,4 +1,4 @@
-"""What a prefill kept, layer by layer and segment by segment."""
+"""The report of a prefill: the tokens that were kept in every layer and segment, and the cost."""
 
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,12 +14,14 @@ from adatp.methods.method import Method
 
 @dataclass(frozen=True)
 class Segment:
-    """Frames `start .. stop - 1`.
+    """A segment of frames, `start .. stop - 1`.
 
     Attributes:
-        similarity: mean text relevance of its frames (eq. 3); None where it was not computed.
-        significant: whether it exceeds tau_t, and so keeps more.
-        kept: visual tokens at every layer's input, N entries.
+        start: first frame of the segment.
+        stop: the frame after the last one of the segment.
+        similarity: mean text relevance of its frames (eq. 3); None if it was not computed.
+        significant: whether `similarity` exceeds tau_t; a significant segment keeps more tokens.
+        kept: number of its visual tokens at every layer's input, N entries.
     """
 
     start: int
@@ -34,13 +36,14 @@ class Sample(VideoGrid):
     """One prompt of the batch.
 
     Attributes:
-        videos: frames of each video; n, `frames`, is their sum. Empty for a prompt without a video.
-        grid: rows and columns of a frame's tokens; c, `tokens_per_frame`, is their product.
-        other_tokens: prompt tokens that are never pruned.
-        question: what the relevance was computed with; None where it was not.
-        kept: visual tokens at every layer's input, N entries.
-        similarity: text relevance of every frame, n entries; None where it was not computed.
-        method: what was applied, with the settings that it ran at; None for a prompt without a video.
+        videos: number of frames of each video; their sum is n, `frames`. Empty for a prompt without a video.
+        grid: rows and columns of a frame's tokens; their product is c, `tokens_per_frame`.
+        other_tokens: number of prompt tokens that are never pruned.
+        question: the question that the relevance was computed with; None if it was not computed.
+        kept: number of visual tokens at every layer's input, N entries.
+        similarity: text relevance of every frame, n entries; None if it was not computed.
+        segments: the segments of the videos, in order.
+        method: the method, with the settings that it ran at; None for a prompt without a video.
     """
 
     videos: tuple[int, ...]
@@ -56,17 +59,17 @@ class Sample(VideoGrid):
 
     @property
     def first_cut(self) -> int:
-        """The first layer whose input lacks visual tokens; 0 if there is none."""
+        """The first layer whose input does not have all visual tokens; 0 if there is no such layer."""
         return next((layer for layer, kept in enumerate(self.kept) if kept < self.visual_tokens), 0)
 
     def lengths(self) -> list[int]:
-        """Tokens at every layer's input."""
+        """Return the number of tokens at every layer's input."""
         return [kept + self.other_tokens for kept in self.kept]
 
     def kept_mask(self, layer: int) -> Tensor:
-        """`[frames, tokens_per_frame]` bool on the host: the visual tokens in the input of `layer`.
+        """Return `[frames, tokens_per_frame]` bool on the host, True for the visual tokens in the input of `layer`.
 
-        A merged or pooled token counts as the one it stands for.
+        A merged or pooled token counts as the token that it stands for.
         """
         if not 0 <= layer < len(self.kept):
             raise ValueError(f"layer must be from 0 to {len(self.kept) - 1}, got {layer}")
@@ -78,14 +81,14 @@ class Sample(VideoGrid):
 
 @dataclass(frozen=True)
 class PruningReport:
-    """What the last prefill kept, and what it cost.
+    """The tokens that the last prefill kept, and its cost.
 
     Attributes:
-        pruned: whether anything was subject to pruning.
-        reason: why not, if not; else None.
-        method: what was applied; None if nothing was.
-        notes: what the user should know, such as a missing text encoder.
-        samples: one entry a prompt; empty if nothing was pruned.
+        pruned: whether the prefill was pruned.
+        reason: the reason why it was not pruned; None if it was.
+        method: the method that was applied; None if the prefill was not pruned.
+        notes: notes for the user, such as a missing text encoder.
+        samples: one entry per prompt; empty if the prefill was not pruned.
     """
 
     pruned: bool
@@ -98,10 +101,10 @@ class PruningReport:
 
     @cached_property
     def flops(self) -> Flops:
-        """FLOPs of the language model's prefill, pruned and not, over all samples.
+        """FLOPs of the language model's prefill, pruned and unpruned, summed over all samples.
 
         Raises:
-            ValueError: nothing was pruned, so there is nothing to compare.
+            ValueError: the prefill was not pruned, so there is nothing to compare.
         """
         if not self.pruned:
             raise ValueError(f"the last prefill was not pruned ({self.reason}), so it has no FLOPs ratio")
@@ -115,13 +118,13 @@ class PruningReport:
     def cache_bytes(self) -> int:
         """Bytes of keys and values in a `DynamicCache` after the prefill: each layer is as long as its longest prompt.
 
-        Of all ranks together, where heads are split over ranks.
+        With tensor parallelism this is the sum over all ranks.
         """
         return self._cache_bytes([max(lengths) for lengths in zip(*(s.lengths() for s in self.samples), strict=True)])
 
     @property
     def cache_bytes_full(self) -> int:
-        """The same without pruning."""
+        """Bytes of keys and values in a `DynamicCache` after the unpruned prefill."""
         longest = max((s.visual_tokens + s.other_tokens for s in self.samples), default=0)
         return self._cache_bytes([longest] * (len(self.samples[0].kept) if self.samples else 0))
 
@@ -147,7 +150,7 @@ class PruningReport:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as JSON-ready values."""
+        """Return the report as JSON-ready values."""
         samples = [
             {
                 "frames": s.frames,
@@ -177,5 +180,5 @@ class PruningReport:
 
 
 def passed_through(reason: str) -> PruningReport:
-    """The report of a prefill that was left alone."""
+    """Return the report of a prefill that was not pruned, with the reason."""
     return PruningReport(pruned=False, reason=reason)

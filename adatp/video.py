@@ -1,9 +1,9 @@
 """Decode a video file to n frames sampled uniformly over its length.
 
-The file is read twice. The first reading only splits it into packets, which gives the time of every frame and
-where the keyframes are; the second one decodes what the chosen frames need, from the keyframe before each. Neither
-keeps more than the chosen frames in memory. Rotation by right angles is applied; mirrored pictures and pixels that
-are not square are taken as they are stored.
+The file is read twice. The first reading only splits it into packets. They give the time of every frame and the
+keyframes. The second reading decodes the chosen frames, each from the keyframe before it. Only the chosen frames are
+kept in memory. Rotation by right angles is applied; mirrored pictures and pixels that are not square are taken as they
+are stored.
 """
 
 import os
@@ -20,7 +20,7 @@ import numpy as np
 
 from adatp.errors import InputError
 
-if TYPE_CHECKING:  # PyAV is imported where a file is opened: pruning needs none
+if TYPE_CHECKING:  # PyAV is imported when a file is opened: pruning does not need it
     from av.container import InputContainer
     from av.packet import Packet
     from av.stream import Stream
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # PyAV is imported where a file is opened: pruning needs none
     from av.video.stream import VideoStream
 
 Path = str | os.PathLike[str]
-MICROSECONDS = 1_000_000  # in a second: what FFmpeg counts a file's duration in
+MICROSECONDS = 1_000_000  # in a second; FFmpeg gives a file's duration in microseconds
 
 
 class VideoError(InputError):
@@ -43,11 +43,11 @@ class Clip:
     times: np.ndarray  # [n] float64, seconds from the first frame of the file to each of `frames`
     duration: float  # seconds from the first frame to the end of the last
     total: int  # frames in the file
-    note: str | None  # what is unusual about the sample, for the user to read
+    note: str | None  # a note for the user if the sample is unusual
 
     @property
     def metadata(self) -> dict[str, Any]:
-        """When the frames are, as a Hugging Face processor takes it in `video_metadata`."""
+        """Times of the frames in the form of a Hugging Face processor's `video_metadata`."""
         rate = self.total / self.duration
         indices = (self.times * rate).tolist()
         return {"total_num_frames": self.total, "fps": rate, "duration": self.duration, "frames_indices": indices}
@@ -55,36 +55,36 @@ class Clip:
 
 @dataclass(frozen=True)
 class _Index:
-    """The frames of a file in the order they are shown."""
+    """The frames of a file in display order."""
 
-    pts: Sequence[int | None]  # [total] what the decoder stamps on each frame
-    keys: Sequence[tuple[int, int]]  # where decoding can start, from 0 on: position in `pts`, time to seek to
-    ticks: np.ndarray  # [total] int64, when each frame is shown, increasing, in units of `base`
+    pts: Sequence[int | None]  # [total] the decoder's timestamp of each frame
+    keys: Sequence[tuple[int, int]]  # where decoding can start, the first at 0: position in `pts`, time to seek to
+    ticks: np.ndarray  # [total] int64, display time of each frame, increasing, in units of `base`
     last: int  # ticks that the last frame stays on screen
     base: Fraction  # seconds
 
 
 def sample_frames(path: Path, count: int = 32) -> Clip:
-    """Decode `count` frames of a video, uniform in time, the first and the last one included.
+    """Decode `count` frames of a video, uniform in time, including the first and the last frame.
 
-    Where the frame rate is constant these are the frames numbered linspace(0, total - 1, count), rounded down. Where
-    it varies they are the frames on screen at uniform times, and one that stays long can come more than once. A file
-    with fewer than `count` frames gives each of them once, and a note.
+    With a constant frame rate these are the frames linspace(0, total - 1, count), rounded down. With a varying rate
+    they are the frames on screen at uniform times; a frame that stays long can come more than once. A file with fewer
+    than `count` frames gives each of its frames once, and a note.
 
-    Raises VideoError for a file that is missing, damaged, cut short or not a video, ValueError for `count` below 1.
+    Raises VideoError for a file that is missing, damaged, cut short or not a video, and InputError for `count` below 1.
     """
     if count < 1:
         raise InputError(f"count is {count}, it must be 1 or more")
     index = _packet_index(path)
     if index is not None:
-        # A failure here is not final: packets may show no frame of their own, and seeking may be inexact.
+        # If this fails, the other index is tried: a packet may have no frame of its own, and seeking may be inexact.
         with suppress(VideoError):
             return _sample(path, index, count)
     return _sample(path, _frame_index(path), count)
 
 
 def _sample(path: Path, index: _Index, count: int) -> Clip:
-    """The clip of at most `count` frames that `index` leads to."""
+    """Decode the clip of at most `count` frames with the help of `index`."""
     chosen = _choose(index.ticks, count)
     pictures = _decode(path, index, sorted(set(chosen)))
     if len({picture.shape for picture in pictures.values()}) > 1:
@@ -101,13 +101,13 @@ def _sample(path: Path, index: _Index, count: int) -> Clip:
 
 
 def _choose(ticks: np.ndarray, count: int) -> list[int]:
-    """Positions in `ticks` [total] of `count` frames uniform in time, or of all frames if they are fewer."""
+    """Return the positions in `ticks` [total] of `count` frames uniform in time, or of all frames if they are fewer."""
     if count == 1 or len(ticks) < count:
         return list(range(min(len(ticks), count)))
     steps, asked, elapsed = len(ticks) - 1, np.arange(count), ticks - ticks[0]
     span = int(elapsed[-1])
-    # Times rounded to the ticks of the file still mean a constant rate: taken literally, a frame whose time was
-    # rounded up would come too late for its own target, and the one before it would be chosen.
+    # A file rounds times to its ticks, so a constant rate looks slightly uneven. Such times are treated as constant.
+    # Otherwise a frame whose time was rounded up would miss its own target, and the frame before it would be chosen.
     jitter = int(np.abs(elapsed * steps - span * np.arange(steps + 1)).max())
     if 4 * jitter < min(4 * steps, span):
         return [int(i) for i in asked * steps // (count - 1)]
@@ -116,7 +116,7 @@ def _choose(ticks: np.ndarray, count: int) -> list[int]:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
-    """The opened file and its first video stream; what FFmpeg raises meanwhile becomes a VideoError."""
+    """Open the file and its first video stream; an FFmpeg error becomes a VideoError."""
     import av
     from av.stream import Disposition
 
@@ -125,7 +125,7 @@ def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
         # The prefix keeps a colon in the path from being read as a protocol.
         with av.open(f"file:{os.fspath(path)}", "r", metadata_errors="replace") as container:
             failure = "cannot be decoded"
-            # FFmpeg draws a text file as pictures, and gives the cover of a song as a video.
+            # FFmpeg turns a text file into pictures, and the cover of a song into a video stream.
             streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
             if not streams or container.format.name == "tty":
                 raise VideoError(f"{path}: has no video stream")
@@ -136,7 +136,7 @@ def _opened(path: Path) -> Iterator[tuple["InputContainer", "VideoStream"]]:
 
 
 def _packet_index(path: Path) -> _Index | None:
-    """The index of a file from its packets, without decoding; None if they carry no usable times."""
+    """Index a file by its packets, without decoding; return None if the packets have no usable times."""
     with _opened(path) as (container, stream):
         packets, first, end = 0, None, Fraction(0)
         shown: dict[int, tuple[int, int | None]] = {}
@@ -155,7 +155,7 @@ def _packet_index(path: Path) -> _Index | None:
         if packets == 0:
             raise VideoError(f"{path}: has no frames")
         _check_complete(path, container, stream, end)
-        # Frames shown before the first keyframe belong to an earlier one that the file does not hold.
+        # Frames shown before the first keyframe need an earlier keyframe that the file does not have.
         pts = sorted(time for time in shown if first is not None and time >= first)
         if len(shown) < packets or not pts:
             return None
@@ -167,15 +167,15 @@ def _packet_index(path: Path) -> _Index | None:
 
 
 def _seek_time(packet: "Packet[Stream]", container: str) -> int | None:
-    """The ticks to seek to in this kind of container for the packet to be read next, None if there are none."""
-    # AVI stores no times, and those made up for it are good enough to follow but not to seek by.
+    """Return the ticks to seek to, in this kind of container, to read this packet next; None if that is impossible."""
+    # AVI stores no times. FFmpeg estimates them, exactly enough to order the frames but not to seek.
     if not packet.is_keyframe or container == "avi":
         return None
     return packet.dts if container in ("mpeg", "mpegts") else packet.pts
 
 
 def _frame_index(path: Path) -> _Index:
-    """The index of a file from decoding it all, by the times of the frames or else by a constant rate."""
+    """Index a file by decoding all of it, with the times of the frames if they are usable, else at a constant rate."""
     with _opened(path) as (container, stream):
         stamps = [(frame.pts, frame.duration) for frame in _frames(container, stream)]
         if not stamps:
@@ -189,14 +189,14 @@ def _frame_index(path: Path) -> _Index:
 
 
 def _period(stream: "VideoStream") -> Fraction:
-    """Seconds per frame, as far as the file tells."""
+    """Return the seconds per frame that the file declares, or 1/25 if it declares none."""
     return 1 / (stream.average_rate or stream.guessed_rate or Fraction(25))
 
 
 def _check_complete(path: Path, container: "InputContainer", stream: "VideoStream", end: Fraction) -> None:
-    """Raise VideoError if the file is cut short, from what it declares and the `end` in seconds of what it holds.
+    """Raise VideoError if the file is cut short: if its content ends well before the length that it declares.
 
-    Only what can be relied on counts: a length written down slightly wrong is no reason to refuse a file.
+    A small difference is allowed, because some files declare a slightly wrong length. `end` is in seconds.
     """
     declared = 0.0
     if "mp4" in container.format.name:
@@ -212,8 +212,8 @@ def _check_complete(path: Path, container: "InputContainer", stream: "VideoStrea
 
 
 def _frames(container: "InputContainer", stream: "VideoStream", first: int | None = None) -> Iterator["VideoFrame"]:
-    """The frames in the order they are shown, from the current position of the file or the time `first` on."""
-    # A decoder fed from the middle of a group of pictures fails or draws on frames it has not seen.
+    """Yield the frames in display order, from the current position of the file or from the time `first` on."""
+    # A decoder that starts between two keyframes fails, or uses frames that it has not seen.
     for packet in dropwhile(lambda packet: not packet.is_keyframe, container.demux(stream)):
         for frame in packet.decode():
             if first is None or frame.pts is None or frame.pts >= first:
@@ -221,9 +221,9 @@ def _frames(container: "InputContainer", stream: "VideoStream", first: int | Non
 
 
 def _decode(path: Path, index: _Index, wanted: Sequence[int]) -> dict[int, np.ndarray]:
-    """The frames at the increasing positions `wanted` of the index: [H, W, 3] uint8 RGB, upright.
+    """Decode the frames at the increasing positions `wanted` of the index: [H, W, 3] uint8 RGB, upright.
 
-    Raises VideoError where the decoder gives other frames than the index holds, rather than a wrong picture.
+    Raises VideoError if the decoder gives other frames than the index has, so no wrong picture is returned.
     """
     pictures = {}
     with _opened(path) as (container, stream):
@@ -241,7 +241,7 @@ def _decode(path: Path, index: _Index, wanted: Sequence[int]) -> dict[int, np.nd
 
 
 def _upright(frame: "VideoFrame") -> np.ndarray:
-    """The picture of a frame, [H, W, 3] uint8 RGB, turned as the file asks for where that is by right angles."""
+    """Return the picture of a frame, [H, W, 3] uint8 RGB, rotated as the file declares if by right angles."""
     picture = frame.to_ndarray(format="rgb24")
     turns = frame.rotation // 90 if frame.rotation % 90 == 0 else 0
     return np.ascontiguousarray(np.rot90(picture, turns))
