@@ -1,6 +1,6 @@
-"""The model families that can be pruned: one module each, found by being in this folder.
+"""The model families that can be pruned. Each is one module in this folder.
 
-A module that defines a subclass of `Family` adds a family; nothing else has to be edited.
+A new module that defines a subclass of `Family` adds a family; nothing else has to be edited.
 """
 
 import importlib
@@ -18,15 +18,15 @@ for _module in pkgutil.iter_modules(__path__):
 
 
 def families() -> dict[str, type[Family]]:
-    """Every supported family by the `model_type` of its Hugging Face configuration."""
+    """Return every supported family by the `model_type` of its Hugging Face configuration."""
     return {family.model_type: family for family in _below(Family)}
 
 
 def family_of(model: nn.Module) -> Family:
-    """The family that `model` belongs to.
+    """Return the family of `model`, for this instance.
 
     Raises:
-        UnsupportedModel: a model that is not of a supported family.
+        UnsupportedModel: the model is not of a supported family.
     """
     known = families()
     model_type = getattr(getattr(model, "config", None), "model_type", None)
@@ -39,10 +39,10 @@ def family_of(model: nn.Module) -> Family:
 
 
 def load_processor(checkpoint: str) -> Any:
-    """Load the processor of a checkpoint of a supported family, by name or path, with torchvision or without.
+    """Load the processor of a checkpoint of a supported family, by name or path, with or without torchvision.
 
     Raises:
-        UnsupportedModel: a checkpoint of another family.
+        UnsupportedModel: the checkpoint is not of a supported family.
     """
     model_type = AutoConfig.from_pretrained(checkpoint).model_type
     known = families()
@@ -55,5 +55,5 @@ def load_processor(checkpoint: str) -> Any:
 
 
 def _below(family: Any) -> list[type[Family]]:
-    """Its subclasses, and theirs."""
+    """Return all direct and indirect subclasses of `family`."""
     return [found for direct in family.__subclasses__() for found in (direct, *_below(direct))]

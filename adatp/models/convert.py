@@ -1,7 +1,7 @@
-"""Original LLaVA-Video checkpoints, as the authors publish them, to the layout of Hugging Face.
+"""Convert original LLaVA-Video checkpoints, as the authors publish them, to the layout of Hugging Face.
 
-The original is LLaVA-NeXT's: Qwen2 under `model.`, and beside it `model.vision_tower`, `model.mm_projector` and
-`model.image_newline`, with every setting in one flat config.json.
+The original has the layout of LLaVA-NeXT: Qwen2 under `model.`, and also `model.vision_tower`, `model.mm_projector`
+and `model.image_newline`. All settings are in one flat config.json.
 """
 
 import json
@@ -40,7 +40,7 @@ CHAT_TEMPLATE = (  # the authors' "qwen_1_5"
     "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# what a tensor's name begins with here, and in the original
+# prefixes of tensor names: in the converted checkpoint, and in the original
 _PREFIXES = {
     "model.language_model.": "model.",
     "model.vision_tower.": "model.vision_tower.vision_tower.vision_model.",
@@ -49,7 +49,7 @@ _PREFIXES = {
     "model.image_newline": "model.image_newline",
     "lm_head.": "lm_head.",
 }
-# what a field must be, and what the authors' code takes it for where it is missing or null
+# for each field: the value that it must have, and the value that the authors' code takes if it is missing or null
 _FIXED: dict[str, tuple[Any, Any]] = {
     "architectures": (["LlavaQwenForCausalLM"], None),
     "mm_projector_type": ("mlp2x_gelu", "linear"),
@@ -83,7 +83,7 @@ _QWEN2 = (
     "bos_token_id",
     "eos_token_id",
 )
-_SHOWN = 10  # names of tensors in an error
+_SHOWN = 10  # most tensor names in an error message
 
 
 class _Tensor(NamedTuple):
@@ -102,26 +102,26 @@ def convert(
     shard_bytes: int = 2 * 10**9,
     tell: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Write an original LLaVA-Video checkpoint anew, for `AutoModelForImageTextToText.from_pretrained(target)`.
+    """Convert an original LLaVA-Video checkpoint for `AutoModelForImageTextToText.from_pretrained(target)`.
 
-    Weights keep their dtype and go shard by shard: besides the shard being written, none are in memory. TARGET appears
-    when it is complete; until then everything is in a hidden folder beside it.
+    Weights keep their dtype. They are converted shard by shard, and only one shard is in memory at a time. The target
+    folder appears when it is complete; until then everything is in a hidden folder beside it.
 
     Args:
         source: folder of the original: config.json, safetensors and tokenizer. Its `mm_vision_tower` must be
             `google/siglip-so400m-patch14-384` or the path of a folder with another SigLIP's config.json.
         target: folder to write; it must be absent or empty.
-        pool: how 2 x 2 features of a frame become one; None for what config.json says. That is "bilinear" unless the
-            model was trained otherwise; the authors' evaluation and demo overwrite it with "average".
-        shard_bytes: most bytes of a shard, unless one tensor is larger.
-        tell: called with the bytes of weights that are written so far, and of all of them.
+        pool: how 2 x 2 features of a frame become one; None for the mode of config.json, usually
+            "bilinear"; the authors' evaluation and demo overwrite it with "average".
+        shard_bytes: most bytes in a shard, unless one tensor is larger.
+        tell: called with the number of bytes of weights written so far, and the number of all bytes.
 
     Raises:
-        FileNotFoundError: `source` lacks one of its files.
+        FileNotFoundError: a file of `source` is missing.
         FileExistsError: `target` exists and is not an empty folder.
-        InputError: a setting that the model cannot express, tensors that are missing, unknown or of the wrong shape, a
-            file that is no safetensors, or a vocabulary without room for `<image>` and `<video>`. All of these are
-            found before any weight is written.
+        InputError: the model does not support a setting; tensors are missing, unknown or of the wrong shape; a file is
+            not a safetensors file; or the vocabulary has no room for `<image>` and `<video>`. All of these are found
+            before any weight is written.
     """
     source, target = Path(source), Path(target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -216,7 +216,7 @@ def _weight_files(source: Path) -> list[Path]:
 
 
 def _tensors(files: list[Path], config: LlavaVideoConfig) -> list[_Tensor]:
-    """What the headers of `files` list, in their order, once it is known to be what the model needs."""
+    """Return the tensors that the headers of `files` list, in their order; refuse them unless they fit the model."""
     with torch.device("meta"):
         needed = LlavaVideoForConditionalGeneration(config).state_dict()
     if config.tie_word_embeddings:
@@ -227,7 +227,7 @@ def _tensors(files: list[Path], config: LlavaVideoConfig) -> list[_Tensor]:
     for path in files:
         try:
             with safe_open(path, "pt") as file:
-                for original in file.keys():  # noqa: SIM118  it is no dict
+                for original in file.keys():  # noqa: SIM118  it is not a dict
                     if original not in names:
                         unknown.append(original)
                         continue
@@ -241,7 +241,7 @@ def _tensors(files: list[Path], config: LlavaVideoConfig) -> list[_Tensor]:
         except SafetensorError as error:
             raise InputError(f"{path} is not a whole safetensors file: {error}") from error
     if config.tie_word_embeddings:
-        unknown = [name for name in unknown if name != "lm_head.weight"]  # the embedding, a second time
+        unknown = [name for name in unknown if name != "lm_head.weight"]  # a copy of the embedding
     problems = {"missing": list(names), "unknown": unknown, "of the wrong shape": misfits}
     if any(problems.values()):
         told = (f"{len(some)} {what}: {_some(some)}" for what, some in problems.items() if some)
@@ -260,7 +260,7 @@ def _some(names: list[str]) -> str:
 
 
 def _processor(source: Path, original: dict[str, Any], config: LlavaVideoConfig) -> LlavaVideoProcessor:
-    """The processor of the checkpoint; sets the token ids of `config` to those of its tokenizer."""
+    """Build the processor of the checkpoint, and set the token ids of `config` to those of its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(source, config=config.text_config, padding_side="left")
     tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
     rows = config.text_config.vocab_size

@@ -1,11 +1,14 @@
-"""What the engine has to know of a model family.
+"""The interface to a model family: all that the engine must know about a model.
 
-Taken for granted, so a model must have it to become a family: a method `get_video_features` of the body, whose output
-carries the vision tower's `hidden_states`, and which the body may be handed as `mm_encoder_outputs["video"]`; decoder
-layers that are called with `position_embeddings`, `position_ids`, `attention_mask` and `past_key_values` by keyword and
-leave post-rotary keys in `past_key_values.layers[i].keys`; a language model that the body calls with keywords only and
-whose `rotary_emb` makes tables of position ids; a SigLIP vision tower, where there is to be text relevance; and, for
-the FLOPs of the report, a decoder of Qwen2's layers.
+Every model of a family must have:
+
+- a method `get_video_features` of the body. Its output has the vision tower's `hidden_states`, and the body may be
+  given it as `mm_encoder_outputs["video"]`;
+- decoder layers that are called with `position_embeddings`, `position_ids`, `attention_mask` and `past_key_values` by
+  keyword, and that leave post-rotary keys in `past_key_values.layers[i].keys`;
+- a language model that the body calls with keywords only, and whose `rotary_emb` computes the tables of position ids;
+- a SigLIP vision tower, for text relevance;
+- a decoder with the layers of Qwen2, for the FLOPs of the report.
 """
 
 from abc import ABC, abstractmethod
@@ -17,13 +20,13 @@ from adatp.layout import PromptLayout
 
 
 class Family(ABC):
-    """One model instance, seen as its family lays it out.
+    """The parts of one model instance, for a family of models.
 
     Attributes:
-        model_type: `config.model_type` of the family, by which it is found.
+        model_type: `config.model_type` of the family's models.
         body: the module whose forward receives `input_ids` and the video.
         decoder: the language model, with `layers` and a Hugging Face `config`.
-        tower: the modules that turn pixels into visual tokens; their first runs are the "tower" in timings.
+        tower: the modules that turn pixels into visual tokens; timings call the time of their first run "tower".
         grid: rows and columns of a frame's prunable tokens, in raster order.
     """
 
@@ -39,22 +42,22 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def load_processor(cls, checkpoint: str) -> Any:
-        """The processor of a checkpoint of this family, by name or path, with torchvision or without."""
+        """Load the processor of a checkpoint of this family, by name or path, with or without torchvision."""
 
     @property
     @abstractmethod
     def siglip(self) -> str | None:
-        """Name of the SigLIP checkpoint that the vision tower was trained from; None if it is not known."""
+        """Name of the SigLIP checkpoint that the vision tower was trained from; None if unknown."""
 
     @property
     @abstractmethod
     def tower_layers(self) -> int:
-        """Encoder layers of the vision tower that lie before the features the projector reads."""
+        """Number of encoder layers of the vision tower before the features that the projector reads."""
 
     @property
     @abstractmethod
     def tower_states_wanted(self) -> list[int]:
-        """Which of the tower's hidden states `tower_states` and `tower_attention` read, numbered from 0."""
+        """Indices, from 0, of the tower's hidden states that `tower_states` and `tower_attention` read."""
 
     @property
     @abstractmethod
@@ -63,79 +66,83 @@ class Family(ABC):
 
     @abstractmethod
     def has_video(self, input_ids: Tensor) -> bool:
-        """Whether `[B, L]` prompts hold any video token."""
+        """Tell whether `[B, L]` prompts have any video token."""
 
     @abstractmethod
     def ids_of(self, embeds: Tensor) -> Tensor:
-        """The ids of prompts that came as `[B, L, D]` embeddings, as far as they say where videos and images are.
+        """Find the video and image placeholders in prompts that are given as `[B, L, D]` embeddings.
 
         Returns:
-            `[B, L]` int64: the placeholders' ids where their embeddings are, -1 elsewhere.
+            `[B, L]` int64: the id of the placeholder at each of its embeddings, -1 elsewhere.
         """
 
     @abstractmethod
     def layout(self, input_ids: Tensor) -> PromptLayout | None:
-        """Where the videos' tokens and the text after them are.
+        """Find the videos' tokens and the text after them.
 
         Args:
             input_ids: `[L]` int64 on the host, a prompt without padding.
 
         Returns:
-            None for a prompt without a video.
+            The layout of the prompt; None for a prompt without a video.
 
         Raises:
-            ValueError: a prompt that cannot be pruned, saying why.
+            ValueError: the prompt cannot be pruned; the message says why.
         """
 
     @abstractmethod
     def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> str:
-        """What a prompt `[L]` asks about its videos; empty where it asks nothing."""
+        """Read from a prompt `[L]` the question about its videos; empty if there is none."""
 
     @abstractmethod
     def tower_states(self, outputs: Any) -> Tensor:
-        """`[videos * n, patches, D]`: the tower's layer `tower_layers - 1`, from what `get_video_features` returns."""
+        """Return `[videos * n, patches, D]`, the output of the tower's layer `tower_layers - 1`.
+
+        Args:
+            outputs: the output of `get_video_features`.
+        """
 
     @abstractmethod
     def tower_attention(self, outputs: Any) -> tuple[Tensor, Tensor]:
-        """Queries and keys of the last layer before the features, `[videos * n, heads, patches, d]` each.
+        """Compute queries and keys of the last layer before the features, `[videos * n, heads, patches, d]` each.
 
         Args:
-            outputs: what `get_video_features` returns.
+            outputs: the output of `get_video_features`.
         """
 
     @abstractmethod
     def pool(self, maps: Tensor) -> Tensor:
-        """`[F, patches, D]` values of F frames' patches, pooled as their features are, `[F, P, D]` without newlines."""
+        """Pool `[F, patches, D]` values of F frames' patches as their features, to `[F, P, D]` without newlines."""
 
     @abstractmethod
     def query_projection(self, layer: Any) -> nn.Module:
-        """The module of a decoder layer that puts out its queries, `[B, W, H * d]`, all its heads side by side."""
+        """Return the module of a decoder layer that computes its queries, `[B, W, H * d]`, heads side by side."""
 
     @abstractmethod
     def mlp(self, layer: Any) -> nn.Module:
-        """The module of a decoder layer that acts on each token of `[B, W, D]` alone."""
+        """Return the module of a decoder layer that acts on each token of `[B, W, D]` independently."""
 
     @abstractmethod
     def project(self, layer: Any, hidden: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Post-rotary queries of some of the tokens that enter a decoder layer, and keys of all.
+        """Compute post-rotary queries of some of the tokens that enter a decoder layer, and keys of all tokens.
 
         Args:
             layer: one of `decoder.layers`.
-            hidden: `[1, W, D]` what enters it.
-            rows: `[T]` int64, the tokens whose queries are wanted.
+            hidden: `[1, W, D]` input of the layer.
+            rows: `[T]` int64, the tokens whose queries are needed.
             cos, sin: `[1, W, d]` rotary tables.
 
         Returns:
-            `[1, H, T, d]` and `[1, G, W, d]`.
+            `[1, H, T, d]` queries and `[1, G, W, d]` keys.
         """
 
     def queries(self, layer: Any, projected: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Post-rotary queries of some of the tokens that a decoder layer has projected, `[1, H, T, d]`.
+        """Select the queries of some tokens from a layer's query projection, and rotate them to `[1, H, T, d]`.
 
         Args:
             layer: one of `decoder.layers`.
-            projected: `[1, W, H * d]` what its query projection has put out for all.
-            rows: `[T]` int64, the tokens whose queries are wanted.
+            projected: `[1, W, H * d]` output of its query projection for all tokens.
+            rows: `[T]` int64, the tokens whose queries are needed.
             cos, sin: `[1, T, d]` rotary tables of these tokens; these and `rows` may be on other devices.
         """
         device = projected.device
@@ -148,11 +155,11 @@ class Family(ABC):
 
     @abstractmethod
     def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Post-rotary queries or keys of a decoder layer.
+        """Compute post-rotary queries or keys of a decoder layer.
 
         Args:
             layer: one of `decoder.layers`.
-            projected: `[B, T, H * d]` what its projection has put out.
+            projected: `[B, T, H * d]` output of its query or key projection.
             cos, sin: `[B, T, d]` rotary tables.
 
         Returns:
@@ -161,4 +168,4 @@ class Family(ABC):
 
     @abstractmethod
     def scale(self, layer: Any) -> float:
-        """Factor of the attention logits of a decoder layer."""
+        """Return the factor of the attention logits of a decoder layer."""

@@ -1,6 +1,6 @@
-"""LLaVA-OneVision: SigLIP, a projector, 2 x 2 pooling of each frame's features, Qwen2.
+"""The LLaVA-OneVision family: SigLIP, a projector, 2 x 2 pooling of each frame's features, and Qwen2.
 
-A video is `frames * side * side` pooled tokens in raster order and one trailing newline token, which is not prunable.
+A video is `frames * side * side` pooled tokens in raster order and one newline token at the end, which is not prunable.
 """
 
 import math
@@ -20,8 +20,14 @@ from adatp.models.siglip import NAME, WIDTHS
 
 
 class LlavaOnevision(Family):
+    """The family: a video ends with one newline token.
+
+    Attributes:
+        trailing_tokens: number of tokens after a video's last frame that are not prunable.
+    """
+
     model_type = "llava_onevision"
-    trailing_tokens: ClassVar[int] = 1  # after a video's last frame, not prunable
+    trailing_tokens: ClassVar[int] = 1
 
     def __init__(self, model: Any) -> None:
         if not isinstance(model, LlavaOnevisionForConditionalGeneration):
@@ -31,7 +37,7 @@ class LlavaOnevision(Family):
             )
         decoder = model.config.text_config.model_type
         if decoder != "qwen2":
-            raise UnsupportedModel(f"model must have a Qwen2 decoder, whose queries are known here; got {decoder!r}")
+            raise UnsupportedModel(f"model must have a Qwen2 decoder, the only one supported here; got {decoder!r}")
         self.config = model.config
         self.body = model.model
         self.decoder = model.model.language_model
@@ -63,7 +69,7 @@ class LlavaOnevision(Family):
 
     @property
     def _feature_layer(self) -> int:
-        """Index into the tower's hidden states, the first of which is the embedding."""
+        """Index of the features in the tower's hidden states; the first hidden state is the embedding."""
         layer = self.config.vision_feature_layer
         return int(layer if isinstance(layer, int) else layer[-1])
 
@@ -71,7 +77,7 @@ class LlavaOnevision(Family):
         return bool((input_ids == self.config.video_token_id).any())
 
     def ids_of(self, embeds: Tensor) -> Tensor:
-        # as the model itself finds them
+        # the model itself finds the placeholders in the same way
         ids = torch.full(embeds.shape[:2], -1)
         for token in (self.config.video_token_id, self.config.image_token_id):
             embedding = self.body.get_input_embeddings()(torch.tensor(token, device=embeds.device))
@@ -91,7 +97,7 @@ class LlavaOnevision(Family):
                 raise Unsupported(
                     f"a prompt holds {stop - begin} video tokens in a row, which is not frames * {c} + "
                     f"{self.trailing_tokens}: the whole video must be in one prefill (chunked prefill cannot be "
-                    "pruned), and text, if only a newline, between two videos"
+                    "pruned), and there must be text, at least a newline, between two videos"
                 )
             begins += range(begin, begin + n * c, c)
             videos.append(n)
@@ -100,13 +106,16 @@ class LlavaOnevision(Family):
         return PromptLayout(len(input_ids), tuple(begins), rows, tuple(videos), self.grid)
 
     def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> str:
-        """The text of the user's last turn, from the one with the video on; where that is empty, the text before it."""
+        """Read the last user turn that is not empty, from the turn with the video on.
+
+        If all are empty, the question is the text before the video.
+        """
         added = tokenizer.added_tokens_decoder
         special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
         placeholders = {self.config.video_token_id, self.config.image_token_id}
 
         def pieces(ids: Tensor) -> list[str]:
-            """The text between special tokens."""
+            """Decode the text between special tokens."""
             split: list[list[int]] = [[]]
             for token in ids.tolist():
                 if token in placeholders:
@@ -123,7 +132,7 @@ class LlavaOnevision(Family):
         return next(filter(None, map(self.clean_question, [*reversed(turns), before])), "")
 
     def clean_question(self, text: str) -> str:
-        """The question alone, of what the prompt says in its place."""
+        """Return the question without any other text that the prompt has in its place."""
         return text.strip()
 
     def tower_states(self, outputs: Any) -> Tensor:
@@ -134,9 +143,9 @@ class LlavaOnevision(Family):
         state = None if states is None else states[index]
         if state is None:
             raise Unsupported(
-                "the video features carry no hidden_states of the vision tower, which frames and patches are judged "
-                "by; pass what get_video_features(..., return_dict=True) returns while the method is applied, and the "
-                "whole prompt at once (chunked prefill cannot be pruned)"
+                "the video features carry no hidden_states of the vision tower, which the method needs to compare "
+                "frames or patches; pass the output of get_video_features(..., return_dict=True), called while the "
+                "method is applied, and the whole prompt at once (chunked prefill cannot be pruned)"
             )
         return state
 
@@ -180,7 +189,7 @@ class LlavaOnevision(Family):
 
 
 def _runs(chosen: Tensor) -> list[tuple[int, int]]:
-    """Begin and end of every stretch of True in a `[L]` bool tensor."""
+    """Return begin and end of every run of True in a `[L]` bool tensor."""
     edges = torch.nn.functional.pad(chosen.int(), (1, 1)).diff()
     begins, ends = ((edges == step).nonzero().flatten().tolist() for step in (1, -1))
     return list(zip(begins, ends, strict=True))

@@ -1,7 +1,8 @@
-"""LLaVA-Video: LLaVA-OneVision with a newline token after every row of a frame, and the frames' times in the prompt.
+"""The LLaVA-Video family: LLaVA-OneVision with a newline token after every row, and the frames' times in the prompt.
 
-transformers has no class for it: the ones here are registered with its Auto classes when this module is imported. A
-video is `frames * side * (side + 1)` tokens in raster order, a newline at the end of every row, all of them prunable.
+transformers has no class for this model. Importing this module registers the classes here with its Auto classes. A
+video is `frames * side * (side + 1)` tokens in raster order, with a newline at the end of every row. All of these
+tokens are prunable.
 """
 
 import functools
@@ -31,23 +32,25 @@ from adatp.errors import InputError
 from adatp.models.llava_onevision import LlavaOnevision
 from adatp.models.processor import TorchOnlyProcessor, load_parts
 
-# as the model was trained with it, to the space that is missing before "Please"
+# exactly as in training: even the space before "Please" is missing there
 TIME_INSTRUCTION = (
     "The video lasts for {duration} seconds, and {frames} frames are uniformly sampled from it. These frames are "
     "located at {times}.Please answer the following questions related to this video."
 )
 _TIME_INSTRUCTION = re.compile(".+?".join(re.escape(part) for part in re.split(r"\{\w+\}", TIME_INSTRUCTION)))
 _HINT = (
-    "the prompt of this model says when its frames are: pass video_metadata=[{'fps': ..., 'frames_indices': [...], "
-    "'total_num_frames': ...}, ...], an entry a video, or set processor.add_time_instruction = False"
+    "the prompt of this model contains the times of its frames: pass video_metadata=[{'fps': ..., 'frames_indices': "
+    "[...], 'total_num_frames': ...}, ...], one entry per video, or set processor.add_time_instruction = False"
 )
 
 
 def pooled_side(patches: int, mode: str) -> int:
-    """Rows, and columns without the newline, of a frame of `patches` x `patches` after 2 x 2 pooling.
+    """Compute the side of a frame of `patches` x `patches` after 2 x 2 pooling, without newlines.
+
+    The mode "average" drops an odd last row and column, "bilinear" keeps them.
 
     Raises:
-        InputError: a `mode` other than "average", which drops an odd last row and column, and "bilinear".
+        InputError: `mode` is neither "average" nor "bilinear".
     """
     if mode not in ("average", "bilinear"):
         raise InputError(f"spatial_pool_mode must be 'average' or 'bilinear', got {mode!r}")
@@ -55,13 +58,13 @@ def pooled_side(patches: int, mode: str) -> int:
 
 
 class LlavaVideoConfig(LlavaOnevisionConfig):
-    """LLaVA-OneVision's configuration and how frames are pooled.
+    """LLaVA-OneVision's configuration with the pooling of frames.
 
     Args:
-        spatial_pool_mode: "average", as the authors evaluate, or "bilinear".
+        spatial_pool_mode: "average", as in the authors' evaluation, or "bilinear".
 
     Raises:
-        InputError: another `spatial_pool_mode`.
+        InputError: `spatial_pool_mode` is neither of them.
     """
 
     model_type = "llava_video"
@@ -74,18 +77,18 @@ class LlavaVideoConfig(LlavaOnevisionConfig):
 
 
 class LlavaVideoModel(LlavaOnevisionModel):
-    """The vision tower, the projector and the decoder without its head; images are LLaVA-OneVision's."""
+    """The vision tower, the projector and the decoder without its head; images are handled as in LLaVA-OneVision."""
 
     config: LlavaVideoConfig
 
     def apply_pooling(self, image_features: Tensor) -> Tensor:
-        """Features `[F, patches, D]` of F frames to `[F, side * (side + 1), D]`, a newline after every row."""
+        """Pool features `[F, patches, D]` of F frames to `[F, side * (side + 1), D]`, a newline after every row."""
         pooled = self.pool(image_features)
         newline = self.image_newline.to(pooled).expand(*pooled.shape[:2], 1, -1)
         return torch.cat((pooled, newline), 2).flatten(1, 2)
 
     def pool(self, maps: Tensor) -> Tensor:
-        """`[F, patches, D]` values of F frames' patches to `[F, side, side, D]`."""
+        """Pool `[F, patches, D]` values of F frames' patches to `[F, side, side, D]`."""
         vision, mode = self.config.vision_config, self.config.spatial_pool_mode
         patches = vision.image_size // vision.patch_size
         side = pooled_side(patches, mode)
@@ -97,24 +100,24 @@ class LlavaVideoModel(LlavaOnevisionModel):
     @can_return_tuple
     @functools.wraps(LlavaOnevisionModel.get_video_features, assigned=())  # `generate` goes by the parameters' names
     def get_video_features(self, *args: Any, **kwargs: Any) -> Any:
-        """As LLaVA-OneVision's, with `pooler_output` `[V, n * side * (side + 1), D]`.
+        """Compute video features as LLaVA-OneVision does, with `pooler_output` `[V, n * side * (side + 1), D]`.
 
-        The arguments, `hidden_states` and `return_dict` are those of `LlavaOnevisionModel`. Where a version of
-        transformers leaves the newline at a video's end to `forward`, the last token is missing here as it is there.
+        The arguments, `hidden_states` and `return_dict` are those of `LlavaOnevisionModel`. In versions of transformers
+        that add the newline at a video's end in `forward`, the last token is missing here, as in `LlavaOnevisionModel`.
         """
         outputs = super().get_video_features(*args, **kwargs, return_dict=True)
-        # OneVision ends every video with a newline of its own, here or in `forward`: it serves as the last row's
+        # OneVision adds a newline at the end of every video, here or in `forward`: it serves as the last row's newline
         outputs.pooler_output = outputs.pooler_output[:, :-1]
         return outputs
 
 
 class LlavaVideoForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
-    """`LlavaVideoModel` and a language-modelling head."""
+    """`LlavaVideoModel` with a language-modelling head."""
 
     config: LlavaVideoConfig
 
     def __init__(self, config: LlavaVideoConfig) -> None:
-        # past OneVision's, which would build its own body
+        # skips OneVision's constructor, which would build its own body
         super(LlavaOnevisionForConditionalGeneration, self).__init__(config)
         self.model = LlavaVideoModel(config)
         self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
@@ -124,18 +127,18 @@ class LlavaVideoForConditionalGeneration(LlavaOnevisionForConditionalGeneration)
 class LlavaVideoProcessor(TorchOnlyProcessor):
     """LLaVA-OneVision's processor with this model's placeholders and its time instruction.
 
-    The frames are taken as they come, none dropped or repeated. The published models were trained with up to 64
-    frames, sampled uniformly; other counts run.
+    All given frames are used, none is dropped or repeated. The published models were trained with up to 64 uniformly
+    sampled frames; other numbers work too.
 
     Args:
         spatial_pool_mode: as in the model's configuration.
-        add_time_instruction: tell the model, right after each video, how long it is and when its frames are, as the
-            published models were trained; `video_metadata` must then be given with the videos.
+        add_time_instruction: whether to write the length of a video and the times of its frames right after the video,
+            as the published models were trained. `video_metadata` must then be given with the videos.
 
-    The others are `LlavaOnevisionProcessor`'s.
+    The other arguments are those of `LlavaOnevisionProcessor`.
 
     Raises:
-        InputError: another `spatial_pool_mode` than "average" and "bilinear".
+        InputError: `spatial_pool_mode` is neither "average" nor "bilinear".
     """
 
     def __init__(
@@ -169,53 +172,53 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
 
     @classmethod
     def from_pretrained(cls, checkpoint: Any, **kwargs: Any) -> Any:
-        """The processor of a checkpoint, by name or path, with torchvision or without."""
+        """Load the processor of a checkpoint, by name or path, with or without torchvision."""
         if is_torchvision_available():
             return super().from_pretrained(checkpoint, **kwargs)
         settings, changes = cls.get_processor_dict(checkpoint, **kwargs)
         return cls.from_args_and_dict(list(load_parts(checkpoint, **kwargs)), settings, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings."""
+        """Return the settings."""
         return {**super().to_dict(), "processor_class": "LlavaVideoProcessor"}
 
     def __call__(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> BatchFeature:
-        """Inputs of the model, as `LlavaOnevisionProcessor` makes them.
+        """Build the inputs of the model, as `LlavaOnevisionProcessor` does.
 
         Args:
-            images: as there.
-            text: prompts, with a `<video>` for every video.
-            videos: arrays `[n, H, W, 3]` uint8, all of n frames.
-            **kwargs: as there. `video_metadata`, one `VideoMetadata` or dict of its fields a video, tells the time of
-                each frame, `frames_indices[i] / fps` seconds, and the video's `duration` (without it,
-                `total_num_frames / fps`). The indices need not be integers.
+            images: as in `LlavaOnevisionProcessor`.
+            text: prompts, with one `<video>` for every video.
+            videos: arrays `[n, H, W, 3]` uint8, all with the same n.
+            **kwargs: as in `LlavaOnevisionProcessor`. `video_metadata` has, for every video, a `VideoMetadata` or a
+                dict of its fields. It gives the time of each frame, `frames_indices[i] / fps` seconds, and the video's
+                `duration` (by default `total_num_frames / fps`). The indices need not be integers.
 
         Raises:
-            InputError: a number of `<video>` placeholders that is not that of the videos; videos of different
-                lengths; with `add_time_instruction`, times that are missing or not one a frame.
+            InputError: the number of `<video>` placeholders differs from the number of videos; the videos have
+                different lengths; or, with `add_time_instruction`, there is not one time per frame.
         """
-        # up to transformers 5.14 OneVision has a method of its own, for images and for videos of its layout
+        # up to transformers 5.14 OneVision's own `__call__` expects images, or videos in OneVision's layout
         if images is not None and videos is None:
             return super().__call__(images=images, text=text, **kwargs)
         return ProcessorMixin.__call__(self, images=images, text=text, videos=videos, **kwargs)
 
     def validate_inputs(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> None:
-        """Called on what `__call__` is given, see there."""
-        if text is not None:  # older versions of transformers do not count
+        """Check the inputs of `__call__`, which calls this method."""
+        if text is not None:  # older versions of transformers do not count the placeholders
             found = sum(prompt.count(self.video_token) for prompt in ([text] if isinstance(text, str) else text))
             given = 0 if videos is None else len(make_batched_videos(videos))
             if found != given:
-                raise InputError(f"the prompts hold {found} {self.video_token} for {given} videos; one each is needed")
+                raise InputError(f"the prompts hold {found} {self.video_token} for {given} videos; use one per video")
         super().validate_inputs(images=images, text=text, videos=videos, **kwargs)
 
     def replace_video_token(self, video_inputs: Any, video_idx: int, **_: Any) -> str:
-        """The placeholders of one of the videos in `video_inputs`."""
+        """Return the placeholders of video `video_idx` in `video_inputs`."""
         side = pooled_side(math.isqrt(self.num_image_tokens), self.spatial_pool_mode)
         frames = len(video_inputs["pixel_values_videos"][video_idx])
         return str(self.video_token) * (frames * side * (side + 1))
 
     def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[Any, list[str]]:
-        # Hugging Face's video processor returns the metadata of what it has sampled itself; ours takes all it is given
+        # Hugging Face's video processor returns metadata of the frames that it sampled; ours uses all given frames
         processed, replacements = super()._process_videos(videos, **{**kwargs, "return_metadata": True})
         if not self.add_time_instruction:
             return processed, replacements
@@ -241,7 +244,7 @@ def _time_instruction(frames: int, metadata: VideoMetadata) -> str:
 
 
 class LlavaVideo(LlavaOnevision):
-    """The family: newlines are a further column of every frame, at places of their own like any other token."""
+    """The family: newlines are one more column of every frame, and prunable like all other tokens."""
 
     model_type = "llava_video"
     trailing_tokens = 0
@@ -261,7 +264,7 @@ class LlavaVideo(LlavaOnevision):
         return pooled.flatten(1, 2)
 
     def clean_question(self, text: str) -> str:
-        """The question without the time instruction before it."""
+        """Return the question without the time instruction before it."""
         return _TIME_INSTRUCTION.sub("", text).strip()
 
 

@@ -1,4 +1,4 @@
-"""Processors for machines without torchvision, on which Hugging Face has no video processor."""
+"""Processors for machines without torchvision, which Hugging Face's video processors need."""
 
 from typing import Any
 
@@ -21,25 +21,25 @@ from adatp.errors import InputError
 
 
 class VideoProcessor(BaseVideoProcessor):
-    """What LLaVA-OneVision's video processor does, in torch: resize (bicubic, antialiased), rescale, normalise.
+    """LLaVA-OneVision's video processor in torch: resize (bicubic, antialiased), rescale, normalise.
 
     Args:
-        size: `{"height": H, "width": W}` of a frame, pixels.
-        image_mean, image_std: per channel, of values in [0, 1].
+        size: `{"height": H, "width": W}` of a frame, in pixels.
+        image_mean, image_std: mean and standard deviation per channel, for values in [0, 1].
     """
 
-    size: dict[str, int] = {"height": 384, "width": 384}  # noqa: RUF012  as Hugging Face declares it
+    size: dict[str, int] = {"height": 384, "width": 384}  # noqa: RUF012  as in Hugging Face's classes
     image_mean = OPENAI_CLIP_MEAN
     image_std = OPENAI_CLIP_STD
 
     def preprocess(self, videos: Any, **_: Any) -> BatchFeature:
-        """Videos to `pixel_values_videos`, `[V, n, 3, H, W]` float32.
+        """Convert videos to `pixel_values_videos`, `[V, n, 3, H, W]` float32.
 
         Args:
-            videos: one video or a list of them, each `[n, H, W, 3]` uint8 (array or tensor), all of n frames.
+            videos: one video or a list of videos, each `[n, H, W, 3]` uint8 (array or tensor), all with the same n.
 
         Raises:
-            InputError: videos of another shape or dtype, or of different lengths.
+            InputError: a video has another shape or dtype, or the videos have different lengths.
         """
         videos = list(videos) if isinstance(videos, list | tuple) or getattr(videos, "ndim", 0) == 5 else [videos]
         pixels = [self._one(torch.as_tensor(np.asarray(video))) for video in videos]
@@ -48,7 +48,7 @@ class VideoProcessor(BaseVideoProcessor):
         return BatchFeature({"pixel_values_videos": torch.stack(pixels)})
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, as Hugging Face's own video processor of this model can read them."""
+        """Return the settings in a form that Hugging Face's own video processor of this model can read."""
         return {**super().to_dict(), "video_processor_type": "LlavaOnevisionVideoProcessor"}
 
     def _one(self, video: Tensor) -> Tensor:
@@ -57,7 +57,7 @@ class VideoProcessor(BaseVideoProcessor):
         size = (self.size["height"], self.size["width"])
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
         frames = []
-        for frame in video:  # one at a time: full-size frames in fp32 are large
+        for frame in video:  # one by one: full-size frames in fp32 are large
             pixels = frame.permute(2, 0, 1)[None].float()
             resized = interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
             frames.append((resized.round().clamp(0, 255) / 255 - mean) / std)
@@ -68,17 +68,18 @@ class TorchOnlyProcessor(LlavaOnevisionProcessor):
     """LLaVA-OneVision's processor with the `VideoProcessor` of this module."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
+        """Accept the `VideoProcessor` of this module; check other arguments as Hugging Face does."""
         if argument_name == "video_processor":
             return VideoProcessor
         return super().check_argument_for_proper_class(argument_name, argument)
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings, as Hugging Face's own processor can read them."""
+        """Return the settings in a form that Hugging Face's own processor can read."""
         return {**super().to_dict(), "processor_class": "LlavaOnevisionProcessor"}
 
 
 def load_processor(checkpoint: str) -> Any:
-    """The processor of a LLaVA-OneVision checkpoint, by name or path, with torchvision or without."""
+    """Load the processor of a LLaVA-OneVision checkpoint, by name or path, with or without torchvision."""
     if is_torchvision_available():
         return AutoProcessor.from_pretrained(checkpoint)
     image_processor, tokenizer, video_processor = load_parts(checkpoint)
@@ -94,7 +95,7 @@ def load_processor(checkpoint: str) -> Any:
 
 
 def load_parts(checkpoint: Any, **kwargs: Any) -> tuple[Any, Any, VideoProcessor]:
-    """Image processor, tokenizer and video processor of a checkpoint, without torchvision; `kwargs` go to each."""
+    """Load image processor, tokenizer and video processor of a checkpoint without torchvision; each gets `kwargs`."""
     video, _ = VideoProcessor.get_video_processor_dict(checkpoint, **kwargs)
     return (
         LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint, **kwargs),
