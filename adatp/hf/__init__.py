@@ -1,1 +1,1 @@
-"""The adapter to Hugging Face's transformers: hooks, caches, and what is refused."""
+"""The adapter to Hugging Face's transformers: hooks, caches, and checks of the input."""

@@ -1,4 +1,4 @@
-"""How much a prompt's text attends to every visual token, in every layer of the unpruned model."""
+"""The attention from a prompt's text to every visual token, in every layer of the unpruned model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from adatp_kernels.score import score
 
 @dataclass(frozen=True, eq=False)
 class AttentionMap(VideoGrid):
-    """The scores of section 3.1, s^l, of a whole prompt.
+    """The scores s^l of section 3.1 for a whole prompt.
 
     Attributes:
         scores: `[N, n, c]` float32 on the host: the mean, over heads and text rows, of the softmax probability that
             decoder layer l gives to each token of each frame.
-        grid: rows and columns of a frame's tokens; where there is a column more than there are rows, it holds newlines.
-        videos: frames of each video.
+        grid: rows and columns of a frame's tokens; if there is one column more than rows, it holds newlines.
+        videos: number of frames of each video.
     """
 
     scores: Tensor
@@ -35,22 +35,23 @@ class AttentionMap(VideoGrid):
 
 @torch.no_grad()
 def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMap:
-    """Run the prompt once through the unpruned model, and see where its text looks.
+    """Run the prompt once through the unpruned model, and score every visual token in every layer.
 
-    No attention matrix is made, whatever attention the model runs with, and no layer's keys outlive the layer.
+    With every attention implementation, no attention matrix is computed for the scores. The keys of a layer are freed
+    after the layer.
 
     Args:
-        model: a Hugging Face Video LLM of a supported family; only looked at, by hooks that are gone afterwards.
-        inputs: what its processor puts out for one prompt with one or several videos, on the model's device.
+        model: a Hugging Face Video LLM of a supported family. It is not changed; its hooks are removed at the end.
+        inputs: output of the model's processor for one prompt with one or several videos, on the model's device.
 
     Raises:
         TypeError: the model's family is not supported.
-        Unsupported: not one prompt without padding and with a video; a model that is being pruned, one with
-            sliding-window layers, or one whose numbers overflow.
+        Unsupported: `inputs` is not one prompt with a video and without padding; or the model is being pruned, has
+            sliding-window layers, or its attention overflows.
     """
     family = family_of(model)
     if is_applied(model):
-        raise Unsupported("model must be unpruned: call remove() on what apply() has returned")
+        raise Unsupported("model must be unpruned: call remove() on the handle that apply() returned")
     if family.has_sliding_windows:
         raise Unsupported("model must attend to all tokens in every layer, but has sliding-window layers")
     layout = _layout(family, inputs)
@@ -88,7 +89,7 @@ class _Watch:
     """Scores the visual tokens of a prompt as it passes through the decoder.
 
     Attributes:
-        scores: `[n * c]` float32 on the host, one a layer that has run.
+        scores: `[n * c]` float32 on the host, one for each layer that has run.
     """
 
     def __init__(self, family: Family, layout: PromptLayout) -> None:
@@ -104,7 +105,7 @@ class _Watch:
         self._query: Tensor | None = None
 
     def install(self) -> list[Any]:
-        """The handles of the hooks."""
+        """Register the hooks, and return their handles."""
         handles = []
         for index, layer in enumerate(self._family.decoder.layers):
             handles.append(layer.register_forward_pre_hook(self._before_layer, with_kwargs=True))
@@ -117,7 +118,7 @@ class _Watch:
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         self._tables, self._query = kwargs["position_embeddings"], None
-        self._cache = DynamicCache()  # in which the layer leaves its keys
+        self._cache = DynamicCache()  # the layer stores its keys here
         return args, {**kwargs, "past_key_values": self._cache}
 
     def _after_projection(self, layer: nn.Module) -> Any:

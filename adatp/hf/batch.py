@@ -1,4 +1,4 @@
-"""The prompts of a call, as far as they can be read before anything is computed."""
+"""The prompts of a call, read before anything is computed."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,10 +15,10 @@ class Batch:
     """B prompts. Host values.
 
     Attributes:
-        ids: each prompt's, without padding.
-        padding: left padding of each.
-        layouts: one a prompt, draft included; None for a prompt without a video.
-        draft: tokens at the end of every prompt that a draft proposes: no part of it, they neither score nor are cut.
+        ids: ids of each prompt, without padding and draft.
+        padding: number of left padding tokens of each prompt.
+        layouts: layout of each prompt, including the draft; None for a prompt without a video.
+        draft: number of draft tokens after every prompt (assisted decoding). They do not score, and they are not cut.
     """
 
     ids: list[Tensor]
@@ -30,17 +30,17 @@ class Batch:
     def read(
         cls, family: Family, ids: Tensor, mask: Any, *, prompt_length: int | None = None, prepared: bool = False
     ) -> "Batch":
-        """Find the videos.
+        """Read the prompts, and find their videos.
 
         Args:
-            family: of the model.
+            family: the family of the model.
             ids: `[B, L]` on the host.
-            mask: `[B, L]`, or None; or what `generate` makes of it for a cache of fixed size, `[B, 1, L, slots]`.
-            prompt_length: L without the draft; None for no draft.
-            prepared: whether `generate` may have made it.
+            mask: `[B, L]` or None; or `[B, 1, L, slots]`, which `generate` makes for a cache of fixed size.
+            prompt_length: L without the draft; None if there is no draft.
+            prepared: whether `generate` may have changed the mask.
 
         Raises:
-            Unsupported: prompts that cannot be pruned.
+            Unsupported: a prompt cannot be pruned.
         """
         length = ids.shape[1]
         draft = length - (prompt_length or length)
@@ -56,13 +56,13 @@ class Batch:
 
 
 def _left_padding(mask: Any, length: int, prepared: bool) -> list[int]:
-    """Left padding of each prompt, refused where the mask is anything else; empty for no padding."""
+    """Return the left padding of each prompt, or [] without a mask; refuse a mask that is anything else."""
     if isinstance(mask, dict):
         mask = mask["full_attention"]
     if mask is None:
         return []
     if prepared and mask.ndim == 4:
-        last = mask[:, 0, -1, :length]  # sees all there is
+        last = mask[:, 0, -1, :length]  # the last token sees all tokens
         mask = last == 0 if last.is_floating_point() else last
     if mask.ndim != 2:
         raise Unsupported(f"attention_mask must be [B, L] or None to be pruned, got {tuple(mask.shape)}")

@@ -1,8 +1,8 @@
-"""The prefill of a batch with videos in its prompts: each prompt by itself, then put together again.
+"""The prefill of a batch with videos: each prompt runs alone, and the results are joined to a batch again.
 
-A prompt runs without padding, whatever it is batched with: nothing is computed for padding, no mask is needed that
-flash attention could not take, and what it keeps is what it would keep alone. Decoding is batched again, over caches
-whose layers are as long as each layer's longest prompt.
+A prompt runs without padding. So nothing is computed for padding, flash attention needs no mask, and a prompt keeps the
+same tokens in every batch. Decoding is batched again. Each layer of its cache is as long as the longest prompt in this
+layer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +29,7 @@ from adatp.report import PruningReport, Sample
 from adatp.tensors.padding import stack_left
 from adatp.tensors.transfer import send
 
-Pruning = Cuts | Compression | None  # what happens to a prompt's videos
+Pruning = Cuts | Compression | None  # of one prompt; None if it has no video
 
 
 class BatchPrefill:
@@ -37,15 +37,15 @@ class BatchPrefill:
 
     Args:
         setup: the method on its model.
-        batch: the prompts; one without a video is left alone.
-        questions: one a prompt, None where there is none; or None if there is nothing to compare them with.
+        batch: the prompts; a prompt without a video is not pruned.
+        questions: question of each prompt, None if it has none; or None if frames are not compared with questions.
 
     Attributes:
-        encoded: what `get_video_features` has returned; to be set before `run`.
-        prompt: the prompt that is in the decoder, if it is cut between the layers; else None.
+        encoded: output of `get_video_features`; must be set before `run`.
+        prompt: the prompt in the decoder, if it has cuts between the layers; else None.
 
     Raises:
-        Unsupported: `flops` is out of the method's reach on one of the prompts.
+        Unsupported: the method cannot reach `flops` on one of the prompts.
     """
 
     def __init__(self, setup: Setup, batch: Batch, questions: Questions) -> None:
@@ -68,11 +68,11 @@ class BatchPrefill:
 
         Args:
             decoder: the language model's forward.
-            kwargs: what it is called with.
+            kwargs: the arguments of the call.
 
         Returns:
-            What it would return for the batch: hidden states and attentions are padded on the left to the longest
-            prompt of each layer.
+            The output for the batch: in every layer hidden states and attentions are padded on the left to the longest
+            prompt.
         """
         kwargs = dict(kwargs)
         embeds, cache = kwargs.pop("inputs_embeds"), kwargs.pop("past_key_values", None)
@@ -119,12 +119,12 @@ class BatchPrefill:
         return _join(outputs, cache)
 
     def note(self, text: str) -> None:
-        """Put what the user should know into the report, once."""
+        """Add a note for the user to the report, if it is not there yet."""
         if text not in self._notes:
             self._notes.append(text)
 
     def report(self) -> PruningReport:
-        """Report what was kept, once all prompts have run. Reads nothing from the device."""
+        """Return the report, after all prompts have run. Reads nothing from the device."""
         decoder = self._setup.family.decoder
         blind = [b for b, sample in enumerate(self._samples) if sample.frames and not sample.kept[-1]]
         notes = [
@@ -143,13 +143,13 @@ class BatchPrefill:
 
     @torch.no_grad()
     def _prunings(self, side: SideStream) -> Iterator[Pruning]:
-        """What happens to each prompt. Its frames are compared and grouped beside its first layers."""
+        """Yield the pruning of each prompt. Its frames are compared and grouped while its first layers run."""
         if self.encoded is None:
             raise Unsupported(
-                "the prompt holds a video but no video features came with it: pass pixel_values_videos, or what "
-                "get_video_features returned as mm_encoder_outputs, and the whole prompt at once (chunked prefill "
-                "cannot be pruned). An assistant model is handed no video by transformers: apply the method to the "
-                "assisted model only"
+                "the prompt holds a video but no video features came with it: pass pixel_values_videos, or pass the "
+                "output of get_video_features as mm_encoder_outputs, and the whole prompt at once (chunked prefill "
+                "cannot be pruned). transformers gives an assistant model no video: apply the method to the assisted "
+                "model only"
             )
         questions, notes = comparable(self._setup, self._batch, self._questions)
         self._notes += notes
@@ -169,7 +169,7 @@ class BatchPrefill:
                 frames=features.frames,
                 similarity=features.similarity,
                 scoring=self._setup.scoring,
-                # deduplication depends on the video, so the settings alone do not say what a method with it costs
+                # deduplication depends on the video, so the settings alone do not determine the cost
                 flops=self._setup.flops if method.deduplicates else None,
                 draft=self._batch.draft,
             )
@@ -184,18 +184,18 @@ class BatchPrefill:
         return cut_sample(pruning, length, question)
 
     def _fill(self, cache: Cache, caches: list[Cache], length: int) -> None:
-        """Move what the prompts have left in `caches` into the caller's `cache`, a layer at a time."""
+        """Move the keys and values of the prompts from `caches` to the caller's `cache`, layer by layer."""
         first, shifts = self._setup.method.first_pruned(self._setup.layers), self._shifts()
         for index in range(len(caches[0].layers)):
             parts = []
             for own in caches:
                 layer = own.layers[index]
                 parts.append((layer.keys, layer.values))
-                layer.keys = layer.values = None  # so that at no time all layers are there twice
+                layer.keys = layer.values = None  # so only one layer at a time is in memory twice
             fill_layer(cache, index, parts, length, self._batch.draft, pruned=index >= first, shift=shifts[index])
 
     def _shifts(self) -> Sequence[Shift | None]:
-        """How each layer shifts what follows the prompts; None where positions stay."""
+        """Return for each layer the shift of the tokens after the prompts; None if positions stay unchanged."""
         layers = range(self._setup.layers)
         if not self._setup.method.renumbers:
             return [None for _ in layers]
@@ -205,9 +205,9 @@ class BatchPrefill:
         return [Shift(tokens[layer], groups[tuple(counts)]) for layer, counts in enumerate(gone)]
 
     def _make_sparse(self, layer: Any, keep: float, slots: list[Tensor]) -> None:
-        """Let a layer of the filled cache choose what the layers behind it attend to in decoding.
+        """Let a layer of the filled cache choose the visual tokens that the layers after it attend to in decoding.
 
-        As the authors count them, a prompt's visual tokens are all but the last.
+        The last visual token of a prompt does not count, as in the authors' code.
         """
         device, width = layer.keys.device, layer.kept_length
         visual = torch.zeros(len(slots), width, dtype=torch.bool)
@@ -220,7 +220,7 @@ class BatchPrefill:
 
 
 def _join(outputs: list[Any], cache: Cache | None) -> Any:
-    """The outputs of single prompts as that of a batch."""
+    """Join the outputs of single prompts to the output of a batch."""
     joined = outputs[0]
     joined.past_key_values = cache
     joined.last_hidden_state = stack_left([output.last_hidden_state for output in outputs])

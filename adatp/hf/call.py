@@ -6,18 +6,18 @@ from collections.abc import Sequence
 from adatp.hf.batch_prefill import BatchPrefill
 from adatp.report import PruningReport
 
-Question = str | list[str] | None  # for all prompts, or one a prompt; None to read it from the prompt
+Question = str | list[str] | None  # for all prompts, or one per prompt; None to read it from the prompt
 
 
 class Call(threading.local):
-    """What belongs to the call that a thread is in.
+    """The state of a thread's current call of the model.
 
     Attributes:
-        prefill: in which it is, or None.
-        prompt_length: of the `generate` it is in, or None.
-        unasked: questions whose features are wanted once the vision tower is queued, or None.
-        report: of the thread's last prefill.
-        question: that the thread has set, see `adatp.Pruned.question`; empty where it has set none.
+        prefill: the current prefill, or None.
+        prompt_length: length of the prompts in the current `generate`, or None.
+        unasked: questions whose features are computed after the vision tower is queued, or None.
+        report: report of the thread's last prefill.
+        question: the question that the thread has set, see `adatp.Pruned.question`; empty if it has set none.
     """
 
     prefill: BatchPrefill | None = None

@@ -1,8 +1,8 @@
-"""Decoder layers through `torch.compile`, for prefills that are bound by what they launch: one graph serves all layers.
+"""Decoder layers through `torch.compile`, for prefills that are bound by kernel launches: one graph for all layers.
 
-Nothing but tensors and their lengths differs from call to call of a graph. A layer is an argument like any other; its
-keys and values are put out, not written to a cache, whose layers are numbered; and the queries that score a cut come
-from a graph of their own, not from a hook in the middle.
+Calls of a graph differ only in tensors and their lengths. So the layer is an argument of the graph. Its keys and values
+are outputs; they are not written to a cache, because that needs the number of the layer. The queries that score a cut
+come from a second graph, not from a hook inside the layer.
 """
 
 from collections.abc import Callable
@@ -25,25 +25,24 @@ Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
 
 
 def check_compiling(model: nn.Module, family: Family) -> None:
-    """Raise a ValueError for a model whose layers do not run by their own code alone."""
+    """Raise a ValueError for a model whose layers run other code than their own."""
     if any("forward" in layer.__dict__ for layer in family.decoder.layers):
         raise Unsupported(
-            "compile_layers cannot be used where the layers' forward has been replaced, as accelerate does for layers "
-            "on several devices, offloaded or on disk: leave it out"
+            "compile_layers cannot be used if the layers' forward has been replaced, as accelerate does for layers on "
+            "several devices, offloaded or on disk: leave it out"
         )
     if average_over_ranks(model) is not None:
         raise Unsupported("compile_layers cannot be used with tensor parallelism, whose hooks are inside the layers")
 
 
 class CompiledLayers:
-    """The decoder layers of one model, each run on a prompt alone. What they are compiled to outlives this object.
+    """The decoder layers of one model, compiled for single prompts. The compiled graphs outlive this object.
 
     Args:
         family: the model.
 
     Attributes:
-        own_hooks: ids of the hooks on the layers and inside them that are ours. Those inside need not run in what is
-            compiled.
+        own_hooks: ids of adatp's hooks on the layers and inside them. A compiled layer does not need the hooks inside.
     """
 
     def __init__(self, family: Family) -> None:
@@ -74,17 +73,17 @@ class CompiledLayers:
         return name
 
     def takes(self, index: int, hidden: Tensor) -> bool:
-        """Whether a layer shall run compiled on `[1, W, D]`.
+        """Tell whether a layer shall run compiled on `[1, W, D]`.
 
-        Not where W is above what an MLP takes at a time: compiled, it would take all of it; and not where there are
-        hooks inside the layer.
+        It shall not if W is larger than the block of an MLP, because a compiled MLP would run on all W tokens at once.
+        It shall not if there are hooks inside the layer.
         """
         return hidden.shape[1] <= blocks.TOKENS and not self.hooked(index)
 
     def hooked(self, index: int) -> bool:
-        """Whether others have hooks inside a layer, which cannot be compiled.
+        """Tell whether a layer has hooks inside that are not adatp's; such a layer cannot be compiled.
 
-        transformers leaves some for good once it was asked for hidden states or attentions.
+        transformers leaves hooks for good after hidden states or attentions have been requested once.
         """
         return any(
             module._forward_pre_hooks or not self.own_hooks.issuperset(module._forward_hooks)
@@ -92,25 +91,25 @@ class CompiledLayers:
         )
 
     def watched(self, index: int) -> bool:
-        """Whether others have hooks on a layer, which see what enters it or what it puts out."""
+        """Tell whether a layer itself has hooks that are not adatp's; they see its input or its output."""
         layer = self._layers[index]
         return bool(layer._forward_hooks) or not self.own_hooks.issuperset(layer._forward_pre_hooks)
 
     def addresses(self, first: int) -> tuple[int, ...]:
-        """Where the weights of the layers from `first` on are in memory."""
+        """Return the memory addresses of the weights of the layers from `first` on."""
         modules = (module for inside in self._inside[first:] for module in inside)
         return tuple(
             weight.data_ptr() for module in modules for weight in module._parameters.values() if weight is not None
         )
 
     def run(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """What a layer puts out, with its keys and values in the cache.
+        """Run a layer, store its keys and values in the cache, and return its output.
 
         Args:
-            index: of the layer.
-            hidden: `[1, W, D]` what enters it, a whole prompt.
-            kwargs: what the model calls it with besides. A prompt without padding needs its mask and its rotary tables
-                of it, and where the keys and values go.
+            index: index of the layer.
+            hidden: `[1, W, D]` input of the layer, a whole prompt.
+            kwargs: the other arguments from the model. Only the mask, the rotary tables and the cache are used; a
+                prompt without padding needs no more.
 
         Raises:
             RuntimeError: the layer could not be compiled.
@@ -122,41 +121,42 @@ class CompiledLayers:
         return output
 
     def layer(self, index: int, hidden: Tensor, tables: Tables, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """`[1, W, D]` what a layer puts out, and its `[1, G, W, d]` keys and values."""
+        """Run a layer on `[1, W, D]`, and return its `[1, W, D]` output and its `[1, G, W, d]` keys and values."""
         hidden, cos, sin = map(_packed, (hidden, *tables))
         mask = None if mask is None else _packed(mask)
         return self._graphs.layer(self._layers[index], hidden, (cos, sin), mask)
 
     def project(self, index: int, hidden: Tensor, rows: Tensor, tables: Tables) -> Tensor:
-        """`[1, H, T, d]` post-rotary queries of a layer, of the tokens at `[T]` rows among those that enter it."""
+        """Compute `[1, H, T, d]` post-rotary queries of a layer, for `[T]` rows of its `[1, W, D]` input."""
         hidden, rows, cos, sin = map(_packed, (hidden, rows, *tables))
         return self._graphs.query(self._family, self._layers[index], hidden, rows, (cos, sin))
 
 
 class _Leaves:
-    """A cache of one layer for a prompt that comes whole: it holds what the layer leaves."""
+    """A cache for one layer and one whole prompt: it stores the keys and values of the layer."""
 
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Store the keys and values."""
         self.keys, self.values = keys, values
         return keys, values
 
 
 def _run_layer(layer: Any, hidden: Tensor, tables: Tables, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """`[1, W, D]` what a layer puts out, and its `[1, G, W, d]` keys and values."""
+    """Run a layer, and return its `[1, W, D]` output and its `[1, G, W, d]` keys and values."""
     cache = _Leaves()
-    run = type(layer).forward  # the instance's leads here
+    run = type(layer).forward  # not `layer.forward`: that one calls this function
     output = run(layer, hidden, attention_mask=mask, position_embeddings=tables, past_key_values=cache)
     return output, cache.keys, cache.values
 
 
 def _project(family: Family, layer: Any, hidden: Tensor, rows: Tensor, tables: Tables) -> Tensor:
-    """`[1, H, T, d]` queries of some rows. The keys, which nobody takes, the compiler drops."""
+    """Compute `[1, H, T, d]` queries of some rows. The compiler removes the keys, which are not used."""
     query, _ = family.project(layer, hidden, rows, *tables)
     return query
 
 
 class _Graphs(NamedTuple):
-    """What is compiled for a model."""
+    """The compiled functions of a model."""
 
     layer: Callable[..., tuple[Tensor, Tensor, Tensor]]
     query: Callable[..., Tensor]
@@ -167,27 +167,27 @@ _WARM: "WeakSet[nn.Module]" = WeakSet()  # decoders
 
 
 def _packed(tensor: Tensor) -> Tensor:
-    """The tensor, no view and without gaps: what is compiled for such tensors is compiled again for others."""
+    """Return the tensor, copied if it is a view or has gaps; such tensors would need another compilation."""
     gaps = tensor.stride(0) != prod(tensor.shape[1:]) or not tensor.is_contiguous()
     return tensor.clone(memory_format=torch.contiguous_format) if gaps or tensor._is_view() else tensor
 
 
 def _compiled(function: Any) -> Callable[..., Any]:
-    """The function, compiled into one graph for tensors of all lengths; what cannot be one graph is an error."""
+    """Compile the function to one graph for tensors of all lengths; it is an error if one graph is not possible."""
     from torch._dynamo.exc import TorchDynamoException  # slow to import
 
-    # with code of its own: how often code is compiled anew is limited, whichever model it is for
+    # a copy of the code for each model: torch limits how often the same code is compiled again
     own = FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
     compiled = torch.compile(own, backend=BACKEND, dynamic=True, fullgraph=True)
 
     def run(*args: Any) -> Any:
         try:
-            with torch.no_grad():  # a pruned prefill has no gradients; one graph more for each mode helps nobody
+            with torch.no_grad():  # a pruned prefill has no gradients; a graph for each grad mode would be useless
                 return compiled(*args)
         except TorchDynamoException as error:
             reason = " ".join(str(error).strip().split("\n\n")[0].split())
             raise RuntimeError(
-                "a decoder layer could not be compiled, which takes a C++ compiler on a CPU and Triton on a GPU; leave "
+                "a decoder layer could not be compiled; this needs a C++ compiler on a CPU and Triton on a GPU. Leave "
                 f"compile_layers out to run without. {reason}"
             ) from error
 

@@ -1,4 +1,4 @@
-"""What comes after a pruned prompt: every layer continues on a cache, with a mask and at positions of its own."""
+"""Decoding after a pruned prompt: every layer has its own cache length, its own mask and its own positions."""
 
 import threading
 import weakref
@@ -14,20 +14,20 @@ Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
 
 
 class _Step(threading.local):
-    """The step of decoding that a thread is in."""
+    """The current decode step of a thread."""
 
-    positions: Tensor | None = None  # the position ids that `tables` are of ...
-    cache: weakref.ref[Any] | None = None  # ... and the cache, which shall not live on for their sake
-    tables: dict[int, Tables]  # by the group of the layers' shifts
-    asking: Tables | None = None  # of the token whose query is wanted next
+    positions: Tensor | None = None  # the position ids that `tables` were computed from ...
+    cache: weakref.ref[Any] | None = None  # ... and the cache; a weak reference, so that its memory can be freed
+    tables: dict[int, Tables]  # by `Shift.group`
+    asking: Tables | None = None  # rotary tables of the new token, while its query is needed
     query: Tensor | None = None
 
 
 class Decoding:
-    """The layers of a model after the prompt.
+    """The layers of a model in decoding.
 
     Args:
-        setup: what was applied to the prompt, on its model.
+        setup: the method on its model.
     """
 
     def __init__(self, setup: Setup) -> None:
@@ -35,14 +35,14 @@ class Decoding:
         self._step = _Step()
 
     def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """Before decoder layer `index`: what to call it with instead of `kwargs`.
+        """Return the arguments to call decoder layer `index` with, instead of `kwargs`.
 
-        Written for the compiler to see through, as far as a cache of fixed size goes.
+        With a cache of fixed size, a compiler can trace this method.
 
         Args:
-            index: of the layer.
-            hidden: `[B, new, D]` what enters it.
-            kwargs: what the model would call it with; returned as they are unless its cache layer is pruned.
+            index: index of the layer.
+            hidden: `[B, new, D]` input of the layer.
+            kwargs: the arguments from the model; returned unchanged unless the cache layer is pruned.
         """
         cache = kwargs.get("past_key_values")
         if cache is None or index >= len(cache.layers):
@@ -64,7 +64,7 @@ class Decoding:
         return {**kwargs, "attention_mask": mask}
 
     def project(self, index: int, projected: Tensor) -> None:
-        """After the query projection of decoder layer `index`: keep the new token's query, if it is wanted."""
+        """Store the new token's query from the query projection of decoder layer `index`, if it is needed."""
         if torch.compiler.is_dynamo_compiling() or self._step.asking is None:
             return
         self._step.query = self._setup.family.rotate(
@@ -73,7 +73,7 @@ class Decoding:
         self._step.asking = None
 
     def _shifted(self, shift: Shift, hidden: Tensor, position_ids: Tensor, cache: Any) -> Tables:
-        """Rotary tables of moved positions, made once a step for all layers that move them alike."""
+        """Return rotary tables of shifted positions, computed once per step for all layers with an equal shift."""
         step = self._step
         if torch.compiler.is_dynamo_compiling():
             return self._moved(shift, hidden, position_ids)
@@ -90,10 +90,10 @@ class Decoding:
 
     @torch.compiler.disable
     def _attended(self, index: int, first: int, scorer: PrunedLayer, new: int, tables: Tables) -> Tensor | None:
-        """`[B, K]` bool: the prompt's slots that layer `index` attends to; None for all.
+        """Return `[B, K]` bool, the prompt's slots that layer `index` attends to; None for all.
 
-        Layer `first - 1` asks, and `first` and those behind it go by its answer; where a step brings several tokens
-        they attend to everything.
+        Layer `first - 1` scores the slots. Layer `first` and all layers after it attend to the chosen slots. In a step
+        with several tokens they attend to all slots.
         """
         step, sparse = self._step, scorer.sparse
         if sparse is None:

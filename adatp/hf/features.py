@@ -1,4 +1,4 @@
-"""What a method reads of the vision tower and of the question, for every prompt of a batch."""
+"""The features that a method reads from the vision tower and from the question, for every prompt of a batch."""
 
 import warnings
 from collections.abc import Sequence
@@ -15,17 +15,17 @@ from adatp.methods.method import BeforeDecoder
 from adatp.relevance import NoRelevanceWarning, similarity
 from adatp_kernels.score import score
 
-Questions = Sequence[str | None] | None  # one a prompt
+Questions = Sequence[str | None] | None  # one per prompt
 
 
 class Features(NamedTuple):
-    """Of one prompt with n frames; None where the method does not read it.
+    """Features of one prompt with n frames; a feature that the method does not read is None.
 
     Attributes:
-        frames: `[n, F]` a feature of every frame.
-        similarity: `[n]` text relevance of every frame (eq. 3); also None where there is nothing to compare.
+        frames: `[n, F]` one feature per frame.
+        similarity: `[n]` text relevance of every frame (eq. 3); also None if there is no question.
         saliency: `[n, P]` attention that each patch receives; see `adatp.methods.method.Video`.
-        keys: `[n, P, d]` of that attention.
+        keys: `[n, P, d]` keys of that attention.
     """
 
     frames: Tensor | None = None
@@ -35,19 +35,19 @@ class Features(NamedTuple):
 
 
 def questions_of(setup: Setup, batch: Batch, given: str | list[str] | None, *, readable: bool) -> Questions:
-    """Find the question of each prompt: what the user has given, else what the prompt's ids say.
+    """Find the question of each prompt: the one that the user has given, or else the one in the prompt.
 
     Args:
         setup: the method on its model.
         batch: the prompts.
-        given: a question for all, or one a prompt before it was copied for beams; None to read them.
-        readable: whether the ids say what the prompts say.
+        given: a question for all prompts, or one per prompt (not per copy for beams); None to read the prompts.
+        readable: whether the ids hold the text of the prompts; they do not if the prompts came as embeddings.
 
     Returns:
-        One a prompt, None where there is none; None where frames are compared with nothing.
+        One question per prompt, None for a prompt without; or None if frames are not compared with questions.
 
     Raises:
-        Unsupported: other prompts than there are questions.
+        Unsupported: the number of questions does not fit the number of prompts.
     """
     if not setup.method.wants_question or setup.questions is None:
         return None
@@ -60,20 +60,20 @@ def questions_of(setup: Setup, batch: Batch, given: str | list[str] | None, *, r
     prompts = len(batch.ids)
     copies, rest = divmod(prompts, max(1, len(each)))
     if rest or copies == 0:
-        raise Unsupported(f"question holds {len(each)} questions for {prompts} prompts; give one a prompt")
-    return [question for question in each for _ in range(copies)]  # as beams are laid out
+        raise Unsupported(f"question holds {len(each)} questions for {prompts} prompts; give one per prompt")
+    return [question for question in each for _ in range(copies)]  # the copies of a prompt for beams are side by side
 
 
 def comparable(setup: Setup, batch: Batch, questions: Questions) -> tuple[Questions, list[str]]:
-    """Check which questions frames can be compared with.
+    """Check which prompts have a question that frames can be compared with.
 
     Args:
         setup: the method on its model.
         batch: the prompts.
-        questions: one a prompt, None where there is none; or None.
+        questions: one question per prompt, None for a prompt without; or None.
 
     Returns:
-        The questions; None where frames are compared with none. And what the user should know.
+        The questions, or None if no frames are compared; and notes for the user.
 
     Warns:
         NoRelevanceWarning: a prompt with a video has no question.
@@ -91,20 +91,20 @@ def comparable(setup: Setup, batch: Batch, questions: Questions) -> tuple[Questi
 
 
 def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions, side: SideStream) -> list[Features]:
-    """Compute what the method reads, beside the decoder's first layers.
+    """Compute the features that the method reads, while the decoder's first layers run.
 
     Args:
         setup: the method on its model.
         batch: the prompts.
-        encoded: what `get_video_features` returned.
-        questions: as `comparable` returns them.
-        side: where frames are encoded and compared.
+        encoded: output of `get_video_features`.
+        questions: the questions that `comparable` returned.
+        side: the stream that encodes and compares frames.
 
     Returns:
-        One a prompt.
+        The features of each prompt.
 
     Raises:
-        Unsupported: the prompts hold other videos than were encoded.
+        Unsupported: the videos in the prompts do not fit the videos that were encoded.
     """
     frames = _frames(setup, encoded, side)
     text = None
@@ -129,7 +129,7 @@ def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions
 
 
 def _frames(setup: Setup, encoded: Any, side: SideStream) -> Tensor | None:
-    """`[F, D]` a feature of every frame of all videos."""
+    """Compute `[F, D]`, one feature for every frame of all videos."""
     if not setup.method.wants_frames:
         return None
     states = setup.family.tower_states(encoded)  # [F, patches, D]
@@ -141,7 +141,7 @@ def _frames(setup: Setup, encoded: Any, side: SideStream) -> Tensor | None:
 
 
 def _tower(setup: Setup, encoded: Any) -> tuple[Tensor | None, Tensor | None]:
-    """`[F, P]` attention that the tower's patches receive, and `[F, P, d]` their keys, pooled."""
+    """Compute the `[F, P]` attention that the tower's patches receive and their `[F, P, d]` keys, both pooled."""
     if not (isinstance(setup.method, BeforeDecoder) and setup.method.wants_tower):
         return None, None
     family = setup.family
@@ -153,9 +153,9 @@ def _tower(setup: Setup, encoded: Any) -> tuple[Tensor | None, Tensor | None]:
 
 
 def _begins(batch: Batch, frames: int) -> list[int]:
-    """Where each prompt's frames begin among the `frames` that were encoded.
+    """Return the index of each prompt's first frame among the `frames` frames that were encoded.
 
-    Copies of a prompt, as beams are, lie side by side, and may share what was encoded once.
+    Copies of a prompt (for beams) are side by side. They may share one set of encoded frames.
     """
     wanted = [0 if layout is None else layout.frames for layout in batch.layouts]
     copies, rest = divmod(sum(wanted), frames)

@@ -1,9 +1,9 @@
-"""The hooks that put a method into one model instance, and take it out again.
+"""The hooks that apply a method to one model instance, and their removal.
 
-Only hooks and methods of the instance are used; no class is touched. They run in the order in which a call meets them:
-`generate` says where the prompt ends, the body's hook finds the videos in it, the decoder's forward runs each prompt by
-itself, each pruned decoder layer's hook cuts its input before the layer runs, and each layer's MLP takes what is left a
-block of tokens at a time.
+Only hooks and methods of the instance are used; no class is changed. In a call they run in this order: `generate` gives
+the length of the prompt; the body's hook finds the videos in it; the decoder's forward runs each prompt alone; the
+hook of a pruned decoder layer cuts its input before the layer runs; and each layer's MLP runs on a block of tokens at a
+time.
 """
 
 import functools
@@ -46,14 +46,14 @@ class Hooks:
     """A method in a model.
 
     Args:
-        model: the instance.
+        model: the model instance.
         setup: the method on it.
-        question: for all threads that set none; see `adatp.Pruned.question`.
+        question: question for all threads that set none; see `adatp.Pruned.question`.
         compile_layers: whether decoder layers run through `torch.compile` in a prefill.
 
     Attributes:
-        call: of the calling thread.
-        report: of the last prefill, whichever thread it ran in; None before the first, and after one that has failed.
+        call: state of the calling thread's current call.
+        report: report of the last prefill of any thread; None before the first one, and after one that has failed.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Hooks:
         self._model = model
         self._setup = setup
         self._question = question
-        self._running = 0  # prefills, of all threads
+        self._running = 0  # number of running prefills, of all threads
         self._lock = threading.Lock()
         self._changes = InstanceChanges()
         self._decoding = Decoding(setup)
@@ -81,7 +81,7 @@ class Hooks:
         self._install()
 
     def remove(self) -> None:
-        """Leave the model as it was. Removing twice does nothing.
+        """Restore the model. A second call does nothing.
 
         Raises:
             RuntimeError: a prefill is running, in this thread or another.
@@ -98,7 +98,7 @@ class Hooks:
 
     @property
     def question(self) -> Question:
-        """What the calling thread has set, else what was applied with."""
+        """The question that the calling thread has set, or else the question given to `apply`."""
         return self.call.question[0] if self.call.question else self._question
 
     @question.setter
@@ -107,7 +107,7 @@ class Hooks:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the method is in the model still."""
+        """Whether the method is still in the model."""
         return self._model.__dict__.get(MARK) is self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -143,7 +143,7 @@ class Hooks:
         model.__dict__[MARK] = self
 
     def _asked(self) -> set[int]:
-        """The layers whose queries are wanted, in the prefill or in decoding."""
+        """Return the layers whose queries are needed, in the prefill or in decoding."""
         method = self._setup.method
         if method.decoding is not None:
             return {method.decoding.layer - 1}
@@ -151,7 +151,7 @@ class Hooks:
             return {cut - 1 for cut in method.cuts(self._setup.layers)}
         return set()
 
-    # From here on in the order in which a call meets them.
+    # The hooks follow in the order in which they run in a call.
 
     def _generate(self, generate: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         call = self.call
@@ -172,20 +172,20 @@ class Hooks:
                 self._turns.give_back()
 
     def _on_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the model: refuse what it would only fail on after the prefill."""
+        """Refuse labels before the model runs; it would fail on them, but only after the prefill."""
         labels, input_ids = kwargs.get("labels"), kwargs.get("input_ids")
         if labels is not None and input_ids is not None and self._setup.family.has_video(input_ids):
-            raise Unsupported("labels cannot be given: a pruned prefill has logits only for the tokens that are left")
+            raise Unsupported("labels cannot be given: a pruned prefill has logits only for the kept tokens")
         if self._turns is not None:
             self._turns.take()
 
     def _on_return(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """After the model, whether it returned or raised."""
+        """Let the next thread through after the model has returned or raised."""
         if self._turns is not None:
             self._turns.give_back()
 
     def _on_prompt(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before the body: find the videos."""
+        """Find the videos before the body runs."""
         if not is_decoding(args, kwargs):
             self._find_prompt(args, kwargs)
 
@@ -199,7 +199,7 @@ class Hooks:
         encoded = (given.get("mm_encoder_outputs") or {}).get("video")
         arrives = encoded is not None or given.get("pixel_values_videos") is not None
         if is_continued(cache, arrives=arrives):
-            # its prompt was pruned, its new tokens are not; decoding reads nothing
+            # the prompt was pruned before, the new tokens are not; in decoding nothing is read from the device
             if input_ids is not None and input_ids.shape[1] > 1 and call.prompt_length is None:
                 is_continued(cache, arrives=family.has_video(input_ids))
             return
@@ -212,7 +212,7 @@ class Hooks:
         check_support(self._setup, cache)
         check_gradients(family)
         length = call.prompt_length
-        # anew, also where `generate` has been read: it may have added a mask, copies of the prompts, or a draft
+        # read again even after `prepare`: `generate` may have added a mask, copies of the prompts, or a draft
         mask = given.get("attention_mask")
         batch = Batch.read(family, ids, mask, prompt_length=length, prepared=length is not None)
         questions = questions_of(self._setup, batch, self.question, readable=input_ids is not None)
@@ -225,7 +225,7 @@ class Hooks:
     def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         method = self._setup.method
         if isinstance(method, BeforeDecoder) and method.wants_tower:
-            # of its own accord transformers keeps what it projects, and no more
+            # by default transformers keeps only the hidden states that it projects
             kwargs.setdefault("output_hidden_states", self._setup.family.tower_states_wanted)
         encoded = encode(*args, **kwargs)
         self._hand_over(encoded)
@@ -233,7 +233,7 @@ class Hooks:
 
     @torch.compiler.disable
     def _hand_over(self, encoded: Any) -> None:
-        """Ask the text tower while the device has the vision tower to run, and give the prefill its frames."""
+        """Run the text tower while the device runs the vision tower, and give the prefill its encoded frames."""
         call = self.call
         questions, call.unasked = call.unasked, None
         if questions is not None and any(questions):
@@ -292,8 +292,8 @@ class Hooks:
         prefill = self.call.prefill
         if prefill is not None and compiled.hooked(index):
             prefill.note(
-                "decoder layers ran uncompiled, because there are hooks inside them: transformers leaves some for good "
-                "once it was asked for hidden states or attentions; load the model anew to compile them"
+                "decoder layers ran uncompiled, because there are hooks inside them: transformers leaves hooks for "
+                "good after a request for hidden states or attentions; load the model again to compile its layers"
             )
         if prefill is None or not compiled.takes(index, hidden):
             return layer(*args, **kwargs)
@@ -301,7 +301,7 @@ class Hooks:
 
     def _on_query(self, index: int, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         if torch.compiler.is_dynamo_compiling() and self._compiled is not None:
-            return  # the queries that score come from a graph of their own
+            return  # the queries that score come from a second graph
         self._project(output, index)
 
     def _project_decoding(self, output: Tensor, index: int) -> None:
@@ -316,17 +316,17 @@ class Hooks:
             prompt.project(index, output)
 
     def _prompt(self) -> PromptPrefill | None:
-        """The prompt in the decoder, where the calling thread is in a prefill."""
+        """Return the prompt in the decoder if the calling thread is in a prefill, else None."""
         prefill = self.call.prefill
         return None if prefill is None else prefill.prompt
 
     def _run_mlp(self, mlp: Callable[..., Any], hidden: Tensor) -> Any:
-        """In blocks: before the first cut the MLP's intermediates would else be most of what the prefill holds."""
+        """Run the MLP in blocks; before the first cut its intermediates would be most of the prefill's memory."""
         whole = torch.compiler.is_dynamo_compiling() or self.call.prefill is None
         return mlp(hidden) if whole else in_blocks(mlp, hidden, 1)
 
     def _on_end(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """After the body, whether it returned or raised."""
+        """Finish the prefill after the body, whether it returned or raised."""
         if not is_decoding(args, kwargs):
             self._finish(output is not None)
 

@@ -1,4 +1,4 @@
-"""Changes to one instance that can be undone: hooks, and methods that are replaced."""
+"""Changes to one instance that can be undone: hooks and replaced methods."""
 
 import functools
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from typing import Any
 
 
 class InstanceChanges:
-    """Hooks on modules, and methods of instances that others stand in for. No class is touched.
+    """Hooks on modules, and replaced methods of instances. No class is changed.
 
     Attributes:
-        handles: of the hooks.
+        handles: handles of the hooks.
     """
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class InstanceChanges:
         self._replaced: list[tuple[Any, str, Any]] = []
 
     def replace(self, owner: Any, name: str, method: Callable[..., Any]) -> None:
-        """Let `owner.name(...)` be `method(what it was, ...)`, on this instance alone."""
+        """Replace `owner.name(...)` by `method(before, ...)`, with the old method as `before`, for this instance."""
         before = getattr(owner, name)
 
         @functools.wraps(before)
@@ -28,11 +28,11 @@ class InstanceChanges:
         owner.__dict__[name] = replacement
 
     def undo(self) -> None:
-        """Leave everything as it was."""
+        """Remove all hooks, and restore all methods."""
         for handle in self.handles:
             handle.remove()
         for owner, name, before in reversed(self._replaced):
             if before is None:
-                del owner.__dict__[name]  # the class's shows again
+                del owner.__dict__[name]  # the method of the class is visible again
             else:
                 owner.__dict__[name] = before

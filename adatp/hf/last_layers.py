@@ -1,7 +1,7 @@
-"""The layers behind a prompt's last cut as one: their width is the same, so a CUDA graph can replay them.
+"""The layers after a prompt's last cut as one CUDA graph. It can replay them because they all have the same width.
 
-A graph knows tensors by their address and has one width. So the layers run on buffers that stay, a multiple of 64 wide,
-and what is left over stands behind the prompt, where causal attention never looks: no mask is needed for it.
+A graph uses fixed addresses of tensors and has a fixed width. So the layers run on fixed buffers whose width is a
+multiple of 64. The unused end of a buffer lies after the prompt. Causal attention never sees it, so it needs no mask.
 """
 
 import threading
@@ -15,27 +15,27 @@ from torch import Tensor
 from adatp.hf.compiled_layers import CompiledLayers
 from adatp.tensors.masks import causal_mask
 
-DEVICES = {"cuda"}  # where graphs are
-MULTIPLE = 64  # of the widths
-KEPT = 8  # recordings at most; each holds the memory of what is between its layers
+DEVICES = {"cuda"}  # devices with graphs
+MULTIPLE = 64  # widths are multiples of it
+KEPT = 8  # most recordings; each holds the memory of the tensors between its layers
 
 
 class LastLayers:
-    """The last layers of one model. Threads take turns.
+    """The last layers of one model. Only one thread at a time runs them.
 
     Args:
-        layers: of the model.
+        layers: the compiled layers of the model.
     """
 
     def __init__(self, layers: CompiledLayers) -> None:
         self._layers = layers
-        self._recordings: OrderedDict[Any, _Recording] = OrderedDict()  # the last used at the end
+        self._recordings: OrderedDict[Any, _Recording] = OrderedDict()  # the most recently used at the end
         self._lock = threading.Lock()
 
     def takes(self, first: int, hidden: Tensor) -> bool:
-        """Whether the layers from `first` on shall run as one on `[1, W, D]`.
+        """Tell whether the layers from `first` on shall run as one graph on `[1, W, D]`.
 
-        Not where someone looks between them: with hooks on a layer or in it.
+        They shall not if there are hooks on a layer or inside it, which need the tensors between the layers.
         """
         layers = self._layers
         return hidden.device.type in DEVICES and all(
@@ -44,21 +44,21 @@ class LastLayers:
 
     @torch.no_grad()
     def run(self, first: int, hidden: Tensor, kwargs: dict[str, Any]) -> Tensor:
-        """What the last layer puts out, with the keys and values of all in the cache.
+        """Run the layers, store their keys and values in the cache, and return the output of the last layer.
 
         Args:
-            first: of the layers.
-            hidden: `[1, W, D]` what enters it, a whole prompt.
-            kwargs: what the model calls it with besides; see `CompiledLayers.run`.
+            first: index of the first of these layers.
+            hidden: `[1, W, D]` input of the first layer, a whole prompt.
+            kwargs: the other arguments from the model; see `CompiledLayers.run`.
 
         Raises:
             RuntimeError: a layer could not be compiled.
         """
         tensors = (hidden, *kwargs["position_embeddings"])
         width = ceil(hidden.shape[1] / MULTIPLE) * MULTIPLE
-        # all that a recording takes for granted
+        # everything that a recording depends on
         key = (first, width, hidden.device, hidden.dtype, self._layers.attention, self._layers.addresses(first))
-        # in inference mode the buffers would be such as cannot be written to outside of it
+        # buffers made in inference mode could not be written to outside of it
         with self._lock, torch.cuda.device_of(hidden), torch.inference_mode(False):
             if key not in self._recordings:
                 self._recordings[key] = _Recording(self._layers, first, width, tensors)
@@ -74,7 +74,7 @@ class LastLayers:
 
 
 class _Recording:
-    """The layers from `first` on at one width. Where there is no CUDA they run anew each time, on the same buffers."""
+    """A recording of the layers from `first` on at one width. Without CUDA the layers run again in each replay."""
 
     def __init__(self, layers: CompiledLayers, first: int, width: int, like: tuple[Tensor, ...]) -> None:
         self._layers = layers
@@ -89,11 +89,11 @@ class _Recording:
         stream, side = torch.cuda.current_stream(), torch.cuda.Stream()
         side.wait_stream(stream)
         with torch.cuda.stream(side):
-            self._run()  # compiles, and lets libraries set themselves up
+            self._run()  # compiles the layers and initialises libraries
         stream.wait_stream(side)
         self._graph = torch.cuda.CUDAGraph()
         self._copied = torch.cuda.Event()
-        # other threads may go on meanwhile
+        # other threads may use CUDA meanwhile
         with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._outputs = self._run()
 
@@ -107,17 +107,17 @@ class _Recording:
         return hidden, torch.stack(keys), torch.stack(values)
 
     def replay(self, tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
-        """`[1, W, D]` what the last layer puts out, and `[n, 1, G, W, d]` keys and values of all n layers.
+        """Return the `[1, W, D]` output of the last layer, and `[n, 1, G, W, d]` keys and values of all n layers.
 
         Args:
-            tensors: `[1, W, D]` what enters the first, and its `[1, W, d]` rotary tables.
+            tensors: `[1, W, D]` input of the first layer, and its `[1, W, d]` rotary tables.
         """
         width = tensors[0].shape[1]
         if self._graph is not None:
-            torch.cuda.current_stream().wait_event(self._copied)  # of another thread's stream, perhaps
+            torch.cuda.current_stream().wait_event(self._copied)  # the last replay may have run on another stream
         for buffer, tensor in zip(self._inputs, tensors, strict=True):
             buffer[:, :width] = tensor
-            buffer[:, width:] = 0  # what is not a number would spread even where its weight is 0
+            buffer[:, width:] = 0  # a NaN there would spread, because 0 * NaN is NaN
         if self._graph is None:
             outputs = self._run()
         else:

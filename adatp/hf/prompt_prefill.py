@@ -1,4 +1,4 @@
-"""One prompt on its way through the decoder's layers, from what enters the first cut to the last."""
+"""The prefill of one prompt: its way through the decoder's layers and cuts."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,11 +16,11 @@ Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
 
 
 class PendingScore:
-    """A layer that will score the cut behind it: first without queries, then with them, then taken.
+    """The layer that scores the next cut. It gets its queries while it runs; then the cut takes them.
 
     Args:
-        layer: its number.
-        cache: where it leaves its keys.
+        layer: index of the layer.
+        cache: the cache that the layer stores its keys in.
     """
 
     def __init__(self, layer: int, cache: Any) -> None:
@@ -32,7 +32,7 @@ class PendingScore:
         """Return `[1, H, T, d]` queries and `[1, G, W, d]` keys.
 
         Raises:
-            RuntimeError: nobody has seen the queries.
+            RuntimeError: the queries are missing.
         """
         if self.query is None:
             raise RuntimeError(
@@ -43,16 +43,16 @@ class PendingScore:
 
 
 class PromptPrefill:
-    """Carries a prompt's tokens from layer to layer, and cuts them.
+    """The prefill of one prompt, which makes its cuts between the layers.
 
     Args:
         setup: the method on its model.
-        cuts: of the prompt; at least one.
-        side: where what the first cut reads is computed.
+        cuts: the cuts of the prompt; at least one.
+        side: the stream that computes the tensors that the first cut reads.
 
     Attributes:
-        cuts: the same.
-        is_through: whether the layers behind the last cut have run already, all at once.
+        cuts: the argument.
+        is_through: whether the layers after the last cut have already run, as one graph.
     """
 
     def __init__(self, setup: Setup, cuts: Cuts, side: SideStream) -> None:
@@ -63,18 +63,18 @@ class PromptPrefill:
         self._tokens: Tokens | None = None  # until the first layer is entered
         self._mask: Tensor | None = None
         self._pending: PendingScore | None = None
-        self._tables: Tables | None = None  # of the text rows, where they keep their positions
+        self._tables: Tables | None = None  # rotary tables of the text rows, while these keep their positions
 
     def enter(self, index: int, hidden: Tensor, kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
-        """Cut what enters decoder layer `index`, and give the layer what belongs to the tokens that are left.
+        """Make the cut before decoder layer `index`, if there is one, and prepare the arguments of the layer.
 
         Args:
-            index: of a layer, from the first that scores a cut on, each once and in order.
-            hidden: `[1, W, D]` what the layer before it has put out.
-            kwargs: what the model would call the layer with.
+            index: index of the layer. It is called for every layer from the first that scores a cut on, in order.
+            hidden: `[1, W, D]` output of the layer before it.
+            kwargs: the arguments from the model.
 
         Returns:
-            What to call it with instead.
+            The hidden states and the arguments to call the layer with instead.
         """
         cuts = self.cuts
         tokens = self._follow(hidden, kwargs)
@@ -89,7 +89,7 @@ class PromptPrefill:
                 "attention_mask": self._mask,
             }
         if index + 1 in cuts.ratios and not cuts.method.scores_itself:
-            # where the caller wants no cache, the layer leaves its keys in one of ours
+            # if the caller wants no cache, the layer stores its keys in a temporary one
             cache = DynamicCache() if kwargs.get("past_key_values") is None else kwargs["past_key_values"]
             self._pending = PendingScore(index, cache)
             kwargs = {**kwargs, "past_key_values": cache}
@@ -97,11 +97,11 @@ class PromptPrefill:
 
     @torch.no_grad()
     def project(self, index: int, projected: Tensor) -> None:
-        """Keep the text rows' queries of what the query projection of layer `index` has put out, if it scores a cut.
+        """Store the text rows' queries from the query projection of layer `index`, if the layer scores a cut.
 
         Args:
-            index: of the layer.
-            projected: `[1, W, H * d]` before the rotation.
+            index: index of the layer.
+            projected: `[1, W, H * d]` output of the query projection, before the rotation.
         """
         if not self._scores(index):
             return
@@ -115,11 +115,11 @@ class PromptPrefill:
 
     @torch.no_grad()
     def ask(self, index: int, project: Callable[[Tensor, Tensor, Tables], Tensor]) -> None:
-        """Make the queries of what enters layer `index`, if it scores a cut, where `project` is not called.
+        """Compute and store the queries of layer `index`, if it scores a cut; for layers that run compiled.
 
         Args:
-            index: of the layer.
-            project: makes queries of what enters it, some of its rows and the rotary tables.
+            index: index of the layer.
+            project: computes queries from the layer's input, some of its rows and the rotary tables.
         """
         if not self._scores(index):
             return
@@ -132,7 +132,7 @@ class PromptPrefill:
         return self._pending is not None and self._pending.layer == index
 
     def _follow(self, hidden: Tensor, kwargs: dict[str, Any]) -> Tokens:
-        """The tokens that are left, as the layer before has put them out."""
+        """Return the tokens with the output of the layer before as their hidden states."""
         if self._tokens is not None:
             return self._tokens.follow(hidden)
         cos, sin = (table.to(hidden.device) for table in kwargs["position_embeddings"])
@@ -152,11 +152,11 @@ class PromptPrefill:
 
     @torch.no_grad()
     def _project_unrun(self, layer: Any, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Queries of the rows that score, and keys, of a layer that has not run yet."""
+        """Compute queries of the rows that score, and keys, of a layer that has not run yet."""
         return self._setup.family.project(layer, tokens.hidden, tokens.places.rows[0], tokens.cos, tokens.sin)
 
     def _taken(self) -> tuple[Tensor, Tensor]:
-        """Queries and keys of the layer that has run."""
+        """Return queries and keys of the layer that has run."""
         assert self._pending is not None
         pending, self._pending = self._pending, None
         return pending.take()

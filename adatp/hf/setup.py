@@ -1,4 +1,4 @@
-"""What stays the same while a method is applied."""
+"""The values that do not change while a method is applied."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,13 +14,13 @@ class Setup:
     """A method on a model.
 
     Attributes:
-        family: the model.
-        method: which tokens go, and where.
-        flops: share of the unpruned prefill's FLOPs that every prompt's shall cost; None for the method's settings.
+        family: the model, as its family.
+        method: the method with its settings.
+        flops: target cost of every prompt's prefill, as a share of the unpruned FLOPs; None for the method's settings.
         scoring: how scores are computed.
         relevance: the aligned SigLIP, or None.
-        questions: the text features of questions, remembered; None without a SigLIP.
-        tokenizer: with which questions are read from prompts; None where they are not.
+        questions: cache of the text features of questions; None without a SigLIP.
+        tokenizer: the tokenizer that reads questions from prompts; None if they are not read.
     """
 
     family: Family
@@ -33,7 +33,7 @@ class Setup:
 
     @property
     def layers(self) -> int:
-        """Decoder layers, N."""
+        """Number of decoder layers, N."""
         return len(self.family.decoder.layers)
 
     @property

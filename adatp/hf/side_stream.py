@@ -1,4 +1,4 @@
-"""Work that the decoder's first layers need not wait for."""
+"""A stream for work that the decoder's first layers do not wait for."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class SideStream:
-    """Work that runs beside the layers: on CUDA on a stream of its own, elsewhere at once.
+    """Runs work while the decoder's layers run: on CUDA in a second stream; on other devices at once.
 
     Args:
-        device: of the work's tensors.
+        device: device of the work's tensors.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -19,7 +19,7 @@ class SideStream:
 
     @contextmanager
     def queued(self, *given: Tensor) -> Iterator[None]:
-        """Queue work that begins once all that was queued before it is done, and that reads the tensors given."""
+        """Queue the work of the `with` block. It starts after all earlier work, and it reads the `given` tensors."""
         if self._stream is None:
             yield
             return
@@ -29,7 +29,7 @@ class SideStream:
             yield
 
     def join(self, *made: Tensor) -> None:
-        """Let what is queued from here on wait for the work, and read the tensors that it has made."""
+        """Let all later work in the current stream wait for the queued work, and read the tensors that it `made`."""
         if self._stream is None:
             return
         current = torch.cuda.current_stream(self._stream.device)
@@ -38,7 +38,7 @@ class SideStream:
 
     @staticmethod
     def _hold(tensors: tuple[Tensor, ...], stream: torch.cuda.Stream) -> None:
-        """Keep the tensors' memory from other uses until the stream has read them; those on a CPU need nothing."""
+        """Keep the memory of CUDA tensors from being reused before the stream has read them."""
         for tensor in tensors:
             if tensor.is_cuda:
                 tensor.record_stream(stream)

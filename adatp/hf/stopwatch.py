@@ -1,4 +1,4 @@
-"""Where the time to the first token goes, measured on any model, pruned or not."""
+"""Measure how the time to the first token splits into stages, on any model, pruned or not."""
 
 import time
 from collections.abc import Callable
@@ -11,13 +11,14 @@ from transformers.generation.streamers import BaseStreamer
 
 
 class Stopwatch(AbstractContextManager["Stopwatch"]):
-    """Times the first run of each stage's modules while it is open, in seconds.
+    """A context manager that times the first run of each stage's modules, in seconds.
 
-    Work queued on a GPU is waited for at the borders of every stage, so stages do not overlap as they otherwise could.
+    At the start and the end of every stage it waits for the work queued on a GPU. So stages do not overlap, although
+    they could without this measurement.
 
     Args:
-        stages: the modules of each stage; a stage with several is their sum. Hooks that run before these modules
-            and were registered earlier are not counted.
+        stages: the modules of each stage. The time of a stage is the sum over its modules. It does not include hooks
+            that run before a module and were registered earlier.
     """
 
     def __init__(self, stages: dict[str, list[nn.Module]]) -> None:
@@ -49,23 +50,28 @@ class Stopwatch(AbstractContextManager["Stopwatch"]):
 
 
 class FirstToken(BaseStreamer):
-    """A streamer that notes when the first generated token arrives."""
+    """A streamer that stores the time of the first generated token.
+
+    Attributes:
+        at: time of the first token, from `now`; None before it.
+    """
 
     def __init__(self) -> None:
         self.at: float | None = None
         self._calls = 0
 
     def put(self, value: Any) -> None:
+        """Store the time of the first token."""
         self._calls += 1
-        if self._calls == 2:  # the first call brings the prompt
+        if self._calls == 2:  # the first call has the prompt
             self.at = now()
 
     def end(self) -> None:
-        pass
+        """Do nothing."""
 
 
 def now() -> float:
-    """Seconds on a monotonic clock, once the GPU, if there is one, has done what was queued."""
+    """Return the seconds of a monotonic clock, after waiting for the work queued on the GPU, if there is one."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -1,4 +1,4 @@
-"""What is refused before anything is computed, and what `generate` says of its prompts."""
+"""Checks that refuse unsupported input before anything is computed, also from the arguments of `generate`."""
 
 import copy
 import inspect
@@ -16,24 +16,24 @@ from adatp.methods.method import Method
 from adatp.models.family import Family
 
 SUPPORTED_ATTENTION = ("eager", "sdpa", "flash_attention_2", "flash_attention_3")
-# what serves requests from pages of one cache, in which every layer holds the same tokens
+# methods for continuous batching: they use one paged cache, in which every layer holds the same tokens
 CONTINUOUS_BATCHING = ("generate_batch", "init_continuous_batching", "continuous_batching_context_manager")
 MARK = "_adatp"  # attribute of a model that is being pruned
 _CACHES = ("dynamic", "static")
 
 
 def is_applied(model: nn.Module) -> bool:
-    """Whether a method is applied to this model."""
+    """Tell whether a method is applied to this model."""
     return MARK in model.__dict__
 
 
 class Prepared(NamedTuple):
-    """What `generate` was given.
+    """The result of reading the arguments of `generate`.
 
     Attributes:
-        length: of the prompts; None where there is none.
-        changed: arguments to give it instead.
-        batch: the prompts, if they will be pruned.
+        length: length of the prompts; None if there are none.
+        changed: arguments to replace.
+        batch: the prompts, if they will be pruned; else None.
     """
 
     length: int | None
@@ -44,17 +44,17 @@ class Prepared(NamedTuple):
 def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
     """Read the prompts that `generate` is given, before anything is computed.
 
-    Most of what is refused here the forward would refuse as well; but from transformers 5.18 on the video has been
-    encoded by then.
+    The forward would refuse most of the same prompts. But from transformers 5.18 on, the video is encoded before the
+    forward.
 
     Args:
-        model: whose generate it is.
+        model: the model whose `generate` is called.
         setup: the method on it.
-        given: its arguments by name.
+        given: the arguments of `generate` by name.
 
     Raises:
-        Unsupported: a prompt with a video that cannot be pruned, or not under one of the settings.
-        TypeError: a cache that cannot hold it.
+        Unsupported: a prompt with a video cannot be pruned, or cannot be pruned with the settings of `generate`.
+        TypeError: the cache cannot hold a pruned prompt.
     """
     family, method = setup.family, setup.method
     ids, embeds, cache = given.get("input_ids"), given.get("inputs_embeds"), given.get("past_key_values")
@@ -77,27 +77,27 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
     several = any(layout is not None and len(layout.videos) > 1 for layout in batch.layouts)
     if copies > 1 and several and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
         raise Unsupported(
-            "this version of transformers gives each copy of a prompt with several videos the wrong ones; use 5.18 or "
-            "newer, or num_beams=1 and num_return_sequences=1"
+            "this version of transformers gives the copies of a prompt with several videos the wrong videos; use 5.18 "
+            "or newer, or num_beams=1 and num_return_sequences=1"
         )
-    # beam search repeats the features in place, and the caller may want to use them again
+    # beam search repeats the features in place; a copy keeps those of the caller unchanged
     encoded = {name: copy.copy(value) for name, value in encoded.items()}
     return Prepared(length, {"mm_encoder_outputs": encoded} if encoded else {}, batch)
 
 
 def is_continued(cache: Any, *, arrives: bool) -> bool:
-    """Whether `cache` holds tokens; refused where a video `arrives` to join them."""
+    """Tell whether `cache` already holds tokens; refuse this if a new video `arrives`."""
     continued = cache is not None and bool(cache.get_seq_length() > 0)
     if continued and arrives:
         raise Unsupported(
-            "a video that joins a cache which already holds tokens cannot be pruned (a cached prefix, a further "
-            "video, or chunked prefill): give the whole prompt at once, with an empty cache"
+            "a video cannot be pruned if the cache already holds tokens (a cached prefix, another video, or chunked "
+            "prefill): give the whole prompt at once, with an empty cache"
         )
     return continued
 
 
 def check_support(setup: Setup, cache: Any) -> None:
-    """Refuse an attention implementation, or a cache, that cannot be pruned."""
+    """Refuse an attention implementation or a cache that pruning does not support."""
     attention = setup.attention
     if attention not in SUPPORTED_ATTENTION:
         raise Unsupported(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
@@ -105,7 +105,7 @@ def check_support(setup: Setup, cache: Any) -> None:
 
 
 def check_gradients(family: Family) -> None:
-    """Refuse a prefill that is to have gradients."""
+    """Refuse a prefill with gradients."""
     if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in family.decoder.parameters()):
         raise Unsupported(
             "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
@@ -114,7 +114,7 @@ def check_gradients(family: Family) -> None:
 
 
 def refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Refuse to serve requests from pages of one cache."""
+    """Refuse continuous batching."""
     raise Unsupported(
         f"{getattr(method, '__name__', 'continuous batching')}: continuous batching cannot run on a pruned model, "
         "because its paged cache holds the same tokens in every layer; use generate() on a batch, or remove() first"
@@ -122,7 +122,7 @@ def refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs:
 
 
 def _setting(model: Any, given: dict[str, Any], name: str) -> Any:
-    """What `generate` will go by: its argument, else what the generation configurations say."""
+    """Return the value that `generate` will use: its argument, or else the value of a generation configuration."""
     values = [given.get(name)]
     values += [getattr(config, name, None) for config in (given.get("generation_config"), model.generation_config)]
     return next((value for value in values if value is not None), None)
@@ -137,13 +137,12 @@ def _check_settings(model: Any, method: Method, given: dict[str, Any]) -> None:
     cache = _setting(model, given, "cache_implementation")
     if cache is not None and cache not in _CACHES:
         raise Unsupported(
-            f"cache_implementation={cache!r} cannot be pruned: every layer keeps other tokens, on the model's device, "
+            f"cache_implementation={cache!r} cannot be pruned: layers keep different tokens, on the model's device, "
             f"which only {' and '.join(map(repr, _CACHES))} caches can hold"
         )
     if cache == "static" and method.decoding is not None:
         raise Unsupported(
-            "cache_implementation='static' cannot be used where decoding chooses what it attends to; leave it unset, "
-            "or use DyCoke(p=0)"
+            "cache_implementation='static' cannot be used with sparse decoding; leave it unset, or use DyCoke(p=0)"
         )
     if _setting(model, given, "assistant_early_exit") is not None or given.get("assistant_model") is model:
         raise Unsupported("a model cannot assist itself while it is pruned: pass another model as assistant_model")

@@ -1,4 +1,4 @@
-"""Tensor parallelism, as Hugging Face does it: every rank has some of each layer's heads."""
+"""Tensor parallelism in Hugging Face's way: every rank has some of each layer's heads."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,15 +8,17 @@ from torch import Tensor
 
 
 def average_over_ranks(model: Any) -> Callable[[Tensor], Tensor] | None:
-    """What makes a rank's mean over its own heads the mean over all, the same bits on every rank.
+    """Make the function that turns the mean over a rank's heads into the mean over all heads.
 
-    Ranks that selected by their own heads would keep different tokens and no longer hold parts of one model.
+    All ranks get the same bits. If each rank selected tokens by its own heads, the ranks would keep different tokens,
+    and their parts would no longer fit together.
 
     Args:
-        model: loaded with `tp_plan`, or not.
+        model: a model, loaded with or without `tp_plan`.
 
     Returns:
-        A function of a contiguous tensor that all ranks of the group must call together; None for a model in one part.
+        A function of a contiguous tensor, which all ranks of the group must call together; None without tensor
+        parallelism.
     """
     ranks = getattr(model, "_tp_size", None) or 1
     if ranks == 1:

@@ -1,4 +1,4 @@
-"""What of a pruned model a compiler traces: steps of decoding, and nothing of a prefill."""
+"""Compilers such as `torch.compile` trace only the decode steps of a pruned model; the prefill runs eagerly."""
 
 import functools
 from collections.abc import Callable
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 def in_prefill(traced: Callable[..., Any]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Run what is decorated eagerly, whoever compiles the model; where a compiler traces a step of decoding, `traced`.
+    """Run the decorated method eagerly in a compiled model; in a decode step that a compiler traces, run `traced`.
 
-    A step brings one token, over a cache of fixed size: that is all of a pruned model that transformers compiles.
+    Such a step has one new token and a cache of fixed size. transformers compiles nothing else of a pruned model.
 
     Args:
-        traced: a method; like the one that is decorated it takes `[B, new, ...]` first.
+        traced: a method; like the decorated method, its first argument is `[B, new, ...]`.
     """
 
     def decorate(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,9 +32,9 @@ def in_prefill(traced: Callable[..., Any]) -> Callable[[Callable[..., Any]], Cal
 
 
 def is_decoding(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Tell whether the body is called for one token after others, in words that a compiler sees through.
+    """Tell whether the body is called for one token after others; a compiler can trace this function.
 
-    No cache is asked for its length, which may be on the device.
+    It does not read the length of the cache, which may be on the device.
     """
     tokens = args[0] if args else kwargs.get("input_ids")
     tokens = kwargs.get("inputs_embeds") if tokens is None else tokens

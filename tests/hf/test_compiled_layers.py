@@ -450,7 +450,7 @@ class TestRefused:
         layer = small.model.model.language_model.layers[5]
         layer.forward = layer.forward
         before = hooks_of(small.model)
-        with pytest.raises(ValueError, match="compile_layers cannot be used where the layers' forward"):
+        with pytest.raises(ValueError, match="compile_layers cannot be used if the layers' forward"):
             applied(small)
         assert hooks_of(small.model) == before
 

@@ -470,7 +470,7 @@ class TestRefusals:
         with torch.no_grad(), adatp.apply(sdpa.model, sdpa.processor, relevance=sdpa.relevance):
             cache = DynamicCache()
             sdpa.model(input_ids=sdpa_inputs["input_ids"][:, :3], past_key_values=cache)
-            with pytest.raises(ValueError, match="video that joins a cache"):
+            with pytest.raises(ValueError, match="video cannot be pruned if the cache"):
                 sdpa.model.generate(**sdpa_inputs, past_key_values=cache, max_new_tokens=2)
 
     @pytest.mark.parametrize("chunk", [3, 16, 500])

@@ -231,7 +231,7 @@ class TestSeveralVideos:
         plain = full(videollm, inputs, **beams)
         first = plain.logits[2 * prompts.index(TWO) :, 0]
         if not torch.allclose(first[0], first[1], atol=1e-4):  # up to transformers 5.17
-            with keep_everything(videollm), pytest.raises(ValueError, match="several videos the wrong ones"):
+            with keep_everything(videollm), pytest.raises(ValueError, match="several videos the wrong videos"):
                 full(videollm, inputs, **beams)
             return
         with keep_everything(videollm):
@@ -603,7 +603,7 @@ BAD_INPUTS = [
     (cut_after_the_video, "no text after its video"),
     (padded_on_the_right, "padded on the left only"),
     (with_a_mask_of_four_dimensions, "attention_mask.* must be"),
-    (with_a_filled_cache, "a video that joins a cache"),
+    (with_a_filled_cache, "a video cannot be pruned if the cache"),
 ]
 
 
