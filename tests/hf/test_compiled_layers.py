@@ -466,7 +466,7 @@ class TestRefused:
         monkeypatch.setattr(compiled_layers, "BACKEND", backend)
         inputs = make_inputs(sdpa, ONE)
         with applied(sdpa) as pruned:
-            with pytest.raises(RuntimeError, match=r"leave compile_layers out.*no compiler here"):
+            with pytest.raises(RuntimeError, match=r"Leave compile_layers out.*no compiler here"):
                 sdpa.model.generate(**inputs, max_new_tokens=1)
             with pytest.raises(RuntimeError, match="there is no report"):
                 _ = pruned.report
