@@ -1,1 +1,1 @@
-"""The command line: a file a command, and what they share."""
+"""The command line. Each command is a module; `options` holds what several of them share."""

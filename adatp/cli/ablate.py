@@ -1,4 +1,4 @@
-"""`adatp ablate`: the paper's ablations on a question set."""
+"""`adatp ablate`: run the paper's ablations on a question set."""
 
 import argparse
 import json
@@ -8,13 +8,21 @@ from typing import Any
 from adatp.cli import options
 
 _QUESTIONS = """\
-QUESTIONS is a JSON list, or one JSON object a line:
+QUESTIONS is a JSON list, or a JSON lines file (one object on each line).
+Example of an object:
 
-  {"video": "street.mp4", "question": "Who rides by?", "options": ["A child", "A cyclist"], "answer": "B"}
+  {"video": "street.mp4", "question": "Who rides by?",
+   "options": ["A child", "A cyclist"], "answer": "B"}
 
-"video" is a path relative to the file. "options" and "answer" may be left out. With options, the answer is the letter
-or the text of one; the model is asked as LMMs-Eval asks, and answers by the letter with the highest next-token logit.
-Without, its greedy answer must be the known one but for case, spaces and a full stop at the end.
+"video" is a path relative to the file. "options" and "answer" may be left out.
+
+With "options", "answer" is the letter or the text of one option. The prompt is
+that of LMMs-Eval. The model's answer is the letter with the highest next-token
+logit.
+
+Without "options", the model answers freely (greedy decoding). Its answer is
+right if it equals "answer"; case, spaces and a full stop at the end do not
+count.
 """
 
 
@@ -22,14 +30,30 @@ def add(commands: Any) -> None:
     """Add the command to the subparsers."""
     ablate = commands.add_parser(
         "ablate",
-        help="the paper's ablations (Tab. 2 to 4) on a set of questions",
+        help="Run the paper's ablations (Tab. 2 to 4) on a set of questions.",
+        description="Run the ablations of the paper's Tab. 2, 3 and 4 on a set of questions.\n"
+        "Print FLOPs, accuracy, and agreement with the unpruned model.",
         epilog=_QUESTIONS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    ablate.add_argument("questions", type=Path, metavar="QUESTIONS", help="a JSON or JSON lines file, see below")
-    ablate.add_argument("--table", default="all", choices=("2", "3", "4", "all"), help="of the paper (default all)")
-    ablate.add_argument("--p", type=float, default=1.0, help="compression setting of all rows (default 1.0)")
-    ablate.add_argument("--frames", type=int, default=32, help="frames to sample of each video (default 32)")
+    ablate.add_argument(
+        "questions", type=Path, metavar="QUESTIONS", help="JSON or JSON lines file with the questions; format below."
+    )
+    ablate.add_argument(
+        "--table",
+        default="all",
+        choices=("2", "3", "4", "all"),
+        help="Number of the paper's table to run (default: all).",
+    )
+    ablate.add_argument(
+        "--p",
+        type=float,
+        default=1.0,
+        help="AdaTP's compression setting p for all rows; a larger p keeps more tokens (default: 1.0).",
+    )
+    ablate.add_argument(
+        "--frames", type=int, default=32, help="Number of frames to sample from each video (default: 32)."
+    )
     options.add_json(ablate)
     options.add_model(ablate)
     ablate.set_defaults(command=_ablate)
@@ -48,7 +72,7 @@ def _ablate(arguments: argparse.Namespace) -> int:
         from adatp.tables.ablation import Ablated, ablations_to_dict, print_ablations
         from adatp_kernels.dispatch import resolve
 
-        AdaTP(p=arguments.p)  # refuses what no model could run
+        AdaTP(p=arguments.p)  # raises for a p that no model can run
         options.device_of(arguments)
         questions = load_questions(arguments.questions)
         loaded = with_relevance(options.load_model(arguments, progress.tell))

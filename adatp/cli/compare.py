@@ -1,4 +1,4 @@
-"""`adatp compare`: all methods on one clip, at the same FLOPs."""
+"""`adatp compare`: run several methods on one video."""
 
 import argparse
 import json
@@ -9,12 +9,20 @@ from adatp.cli import options
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    compare = commands.add_parser("compare", help="the methods side by side on a video, at the same FLOPs")
+    compare = commands.add_parser(
+        "compare",
+        help="Compare several methods on one video.",
+        description="Run several methods on one question about a video. Print the tokens, FLOPs and prefill time of "
+        "each method, and how far its next-token distribution is from the unpruned model's.",
+    )
     options.add_video(compare)
     pruning = [name for name in options.METHODS if name != "none"]
-    told = f"of {', '.join(options.METHODS)} (default: all; the unpruned model always comes first)"
+    told = (
+        f"Methods to compare, separated by commas; names: {', '.join(options.METHODS)}. The unpruned model always "
+        "comes first (default: all methods)."
+    )
     options.add_methods(compare, pruning, told)
-    compare.add_argument("--repeat", type=int, default=5, help="timed prefills of each method (default 5)")
+    compare.add_argument("--repeat", type=int, default=5, help="Number of timed prefills of each method (default: 5).")
     options.add_json(compare)
     options.add_model(compare)
     compare.set_defaults(command=_compare)

@@ -1,4 +1,4 @@
-"""`adatp convert`: an original LLaVA-Video checkpoint for Hugging Face's classes."""
+"""`adatp convert`: convert an original LLaVA-Video checkpoint for Hugging Face's classes."""
 
 import argparse
 from pathlib import Path
@@ -7,11 +7,19 @@ from typing import Any
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    convert = commands.add_parser("convert", help="an original LLaVA-Video checkpoint to one that --model reads")
-    convert.add_argument("source", type=Path, metavar="SOURCE", help="folder of the original checkpoint")
-    convert.add_argument("target", type=Path, metavar="TARGET", help="folder to write; absent or empty")
+    convert = commands.add_parser(
+        "convert",
+        help="Convert an original LLaVA-Video checkpoint.",
+        description="Convert a LLaVA-Video checkpoint, as its authors publish it, to one that --model can load.",
+    )
+    convert.add_argument("source", type=Path, metavar="SOURCE", help="Folder of the original checkpoint.")
     convert.add_argument(
-        "--pool", choices=("average", "bilinear"), help="of a frame's features (default: config.json's)"
+        "target", type=Path, metavar="TARGET", help="Folder to write the new checkpoint to; it must be empty or absent."
+    )
+    convert.add_argument(
+        "--pool",
+        choices=("average", "bilinear"),
+        help="How 2 x 2 features of a frame are pooled to one token (default: as the checkpoint's config.json says).",
     )
     convert.set_defaults(command=_convert)
 

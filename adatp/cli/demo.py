@@ -1,4 +1,4 @@
-"""`adatp demo`: questions about a held-out video, pruned and unpruned side by side."""
+"""`adatp demo`: ask about a held-out video, with and without pruning."""
 
 import argparse
 from pathlib import Path
@@ -7,17 +7,33 @@ from typing import Any
 from adatp.cli import options
 from adatp.errors import InputError
 
-CLIP = 101  # of the held-out split, behind those of `adatp study`; it has a question of every kind
+CLIP = 101  # held-out, beyond the clips that `adatp study` uses; it has a question of every kind
 
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    demo = commands.add_parser("demo", help="questions about a video made by code, pruned and unpruned side by side")
-    demo.add_argument("--clip", type=int, default=CLIP, help=f"number of the held-out video (default {CLIP})")
-    demo.add_argument(
-        "--video", type=Path, default=Path("demo.mp4"), metavar="FILE.mp4", help="where to write it (default demo.mp4)"
+    demo = commands.add_parser(
+        "demo",
+        help="Make a video and ask about it, with and without pruning.",
+        description="Make a small synthetic video, ask the model about it, and print the answers with and without "
+        "AdaTP side by side. The videos of this command are held out: the built-in model was not trained on them.",
     )
-    demo.add_argument("--p", type=float, default=1.0, help="AdaTP's compression setting (default 1.0)")
+    demo.add_argument(
+        "--clip", type=int, default=CLIP, help=f"Number of the video to make, 0 or more (default: {CLIP})."
+    )
+    demo.add_argument(
+        "--video",
+        type=Path,
+        default=Path("demo.mp4"),
+        metavar="FILE.mp4",
+        help="File to write the video to (default: demo.mp4).",
+    )
+    demo.add_argument(
+        "--p",
+        type=float,
+        default=1.0,
+        help="AdaTP's compression setting p; a larger p keeps more tokens (default: 1.0).",
+    )
     options.add_model(demo)
     demo.set_defaults(command=_demo)
 

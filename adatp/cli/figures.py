@@ -1,4 +1,4 @@
-"""`adatp figures`: draw where the model looks, and what each method keeps."""
+"""`adatp figures`: draw the model's attention to the video, and the tokens that each method keeps."""
 
 import argparse
 from collections.abc import Callable, Sequence
@@ -21,10 +21,19 @@ LONGEST_ANSWER = 64  # tokens
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    parser = commands.add_parser("figures", help="draw where the model looks, and what each method keeps")
+    parser = commands.add_parser(
+        "figures",
+        help="Draw the attention to a video and the tokens that methods keep.",
+        description="Draw where the text attends in the video, and which tokens each method keeps. Write four PNGs and "
+        "an HTML page (needs matplotlib), and print the numbers that the paper quotes.",
+    )
     options.add_video(parser)
-    options.add_methods(parser, METHODS, f"to draw side by side (default {','.join(METHODS)})")
-    parser.add_argument("--out", type=Path, default=Path("figures"), metavar="DIR", help="where to (default figures)")
+    options.add_methods(
+        parser, METHODS, f"Methods to draw side by side, separated by commas (default: {','.join(METHODS)})."
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("figures"), metavar="DIR", help="Folder to write to (default: figures)."
+    )
     options.add_model(parser)
     parser.set_defaults(command=figures)
 
@@ -79,7 +88,7 @@ def _study(
     impl: "Impl",
     tell: Callable[[str], None],
 ) -> "Study":
-    """Ask the question without pruning, and then with each of the methods."""
+    """Answer the question without pruning, and then with each method."""
     from adatp.evaluation.measure import EncodedClip
     from adatp.evaluation.session import generate
     from adatp.figures.page import Run, Study
@@ -128,7 +137,7 @@ def _study(
 
 
 def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
-    """The PNGs."""
+    """Draw the four PNGs and return their paths."""
     from adatp.figures.drawings import draw_kept, draw_per_frame, draw_per_position, draw_top_tokens
 
     attention, title = study.attention, f"{study.question}  ({study.model}, {study.video})"
@@ -143,7 +152,7 @@ def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
 
 
 def _print(study: "Study", found: "Biases", paths: Sequence[Path]) -> None:
-    """The numbers that the paper quotes, of every layer, and what was written."""
+    """Print, for every layer, the numbers that the paper quotes; then the paths of the written files."""
     from rich.console import Console
 
     from adatp.evaluation.bias import LAST_FRAMES, Bias, shares

@@ -1,4 +1,4 @@
-"""`adatp flops`: what a method's settings save on a published model."""
+"""`adatp flops`: count the prefill FLOPs of a published model under a method's settings."""
 
 import argparse
 import json
@@ -12,10 +12,19 @@ SHAPES = ("onevision-0.5b", "onevision-7b", "llava-video-7b")
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    flops = commands.add_parser("flops", help="prefill FLOPs of a published model with and without pruning")
-    flops.add_argument("--model", required=True, choices=SHAPES)
+    flops = commands.add_parser(
+        "flops",
+        help="Count the prefill FLOPs of a published model.",
+        description="Count the prefill FLOPs of a published model with and without pruning. Nothing is downloaded: the "
+        "count needs the model's configuration only.",
+    )
+    flops.add_argument("--model", required=True, choices=SHAPES, help="Published model to count for.")
     options.add_method(flops)
-    flops.add_argument("--text-tokens", type=int, help="prompt tokens beside the visual ones (default: the paper's)")
+    flops.add_argument(
+        "--text-tokens",
+        type=int,
+        help="Number of prompt tokens that are not visual (default: the number that reproduces the paper's figures).",
+    )
     options.add_json(flops)
     flops.set_defaults(command=_flops)
 

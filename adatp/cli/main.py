@@ -1,4 +1,4 @@
-"""The command line: arguments in, report out. Each command is a file in this folder."""
+"""The entry point of the command line. Each command is a module of this package."""
 
 import argparse
 import sys
@@ -12,11 +12,18 @@ COMMANDS = (demo, run, compare, study, figures, tables, ablate, world, flops, co
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point of `adatp`. Returns the exit code: 0, or 2 for input that cannot be used."""
+    """Run the `adatp` command line.
+
+    Args:
+        argv: arguments; None takes those of the process.
+
+    Returns:
+        Exit code: 0, 2 for input that cannot be used, or 130 after Ctrl-C.
+    """
     arguments = _parser().parse_args(argv)
     try:
         return int(arguments.command(arguments))
-    except (InputError, OSError) as error:  # anything else is a bug, and shows itself as one
+    except (InputError, OSError) as error:  # any other exception is a bug: keep its traceback
         if arguments.debug:
             raise
         print(f"adatp: error: {error}", file=sys.stderr)
@@ -27,11 +34,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="adatp", description="Attention-debiased token pruning for Video LLMs (arXiv 2505.20100)."
+        prog="adatp",
+        description="Prune visual tokens of Video LLMs by attention-debiased token pruning (AdaTP, arXiv 2505.20100) "
+        "and other methods.",
+        epilog="'adatp COMMAND --help' lists the options of a command.",
     )
-    parser.add_argument("--version", action="version", version=f"adatp {__version__}")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"adatp {__version__}", help="Print the version.")
+    parser.add_argument(
+        "--debug", action="store_true", help="Show the traceback of an error (default: only its message)."
+    )
+    commands = parser.add_subparsers(required=True, title="commands", metavar="COMMAND")
     for command in COMMANDS:
         command.add(commands)
     return parser

@@ -1,4 +1,4 @@
-"""What several commands take, and how they load it."""
+"""Options that several commands share, and the code that checks and loads them."""
 
 import argparse
 import sys
@@ -23,32 +23,62 @@ METHODS = ("adatp", "fastv", "pyramiddrop", "visionzip", "dycoke", "random", "un
 
 
 def add_video(parser: argparse.ArgumentParser) -> None:
-    """A video file and a question about it."""
-    parser.add_argument("video", metavar="VIDEO", help="path of a video file")
-    parser.add_argument("--question", required=True, help="what to ask")
-    parser.add_argument("--frames", type=int, default=32, help="frames to sample (default 32)")
+    """Add the options for a video file and a question about it."""
+    parser.add_argument("video", metavar="VIDEO", help="Path of a video file.")
+    parser.add_argument("--question", required=True, help="Question to ask about the video (required).")
+    parser.add_argument(
+        "--frames", type=int, default=32, help="Number of frames to sample from the video (default: 32)."
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """A model and where it runs."""
+    """Add the options for a model and where it runs."""
     parser.add_argument(
-        "--model", metavar="ID_OR_PATH", help="LLaVA-OneVision or LLaVA-Video checkpoint; default: a small built-in one"
+        "--model",
+        metavar="ID_OR_PATH",
+        help="LLaVA-OneVision or LLaVA-Video checkpoint: a Hugging Face name or a folder (default: a small built-in "
+        "model, which knows only the videos of 'adatp demo' and 'adatp world').",
     )
     parser.add_argument(
-        "--relevance", default="auto", metavar="ID_OR_PATH", help="aligned SigLIP checkpoint, or 'none'"
+        "--relevance",
+        default="auto",
+        metavar="ID_OR_PATH",
+        help="SigLIP checkpoint that compares frames with the question; 'auto' takes the one that fits the model, "
+        "'none' does not compare (default: auto).",
     )
-    parser.add_argument("--attention", default="sdpa", choices=ATTENTION, help="implementation (default sdpa)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
-    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of a checkpoint's weights (default: its own)")
     parser.add_argument(
-        "--impl", default="auto", choices=("auto", "reference", "triton"), help="of the pruning kernels"
+        "--attention",
+        default="sdpa",
+        choices=ATTENTION,
+        help="Attention implementation of the model in transformers (default: sdpa).",
+    )
+    parser.add_argument(
+        "--device", help="Device to run on: cpu, cuda, cuda:1, ... (default: cuda if PyTorch finds it, else cpu)."
+    )
+    parser.add_argument(
+        "--dtype",
+        default="auto",
+        choices=DTYPES,
+        help="Data type of the model's weights; 'auto' takes the checkpoint's own, and float32 for the built-in model "
+        "(default: auto).",
+    )
+    parser.add_argument(
+        "--impl",
+        default="auto",
+        choices=("auto", "reference", "triton"),
+        help="Implementation of the pruning operations: 'triton' for GPUs, 'reference' for PyTorch on any device; "
+        "'auto' takes Triton on a GPU if it is installed (default: auto).",
     )
 
 
 def add_method(parser: argparse.ArgumentParser) -> None:
-    """A method and its settings."""
+    """Add the options for a method and its settings."""
     parser.add_argument(
-        "--method", default="adatp", type=str.lower, choices=METHODS, help="how tokens are dropped (default adatp)"
+        "--method",
+        default="adatp",
+        type=str.lower,
+        choices=METHODS,
+        help="Method that chooses the tokens to drop; 'none' drops nothing (default: adatp).",
     )
     parser.add_argument(
         "--set",
@@ -56,35 +86,43 @@ def add_method(parser: argparse.ArgumentParser) -> None:
         type=setting,
         default=[],
         metavar="NAME=VALUE",
-        help="a setting of the method, such as tau_s=0.9 or segments=false; may be given several times",
+        help="A setting of the method, such as tau_s=0.9 or segments=false. May be given several times (default: the "
+        "published settings).",
     )
-    parser.add_argument("--p", help="AdaTP's compression setting, scales every ratio (default 1.0)")
-    parser.add_argument("--last", help="AdaTP's layer after which p * 12 %% stay (default N - 12)")
+    parser.add_argument("--p", help="AdaTP's compression setting p; a larger p keeps more tokens (default: 1.0).")
+    parser.add_argument(
+        "--last",
+        help="Last layer of AdaTP's gradual schedule; after it, p * 12 %% of the visual tokens stay (default: N - 12 "
+        "for a model of N layers).",
+    )
 
 
 def add_methods(parser: argparse.ArgumentParser, default: Sequence[str], help: str) -> None:
-    """Several methods at their own settings, or all at one cost."""
+    """Add the options for several methods, at their own settings or all at one cost."""
     parser.add_argument("--methods", type=names, default=list(default), metavar="M,M,...", help=help)
     add_flops(parser)
 
 
 def add_flops(parser: argparse.ArgumentParser) -> None:
-    """A cost instead of settings."""
+    """Add the option for a cost, which replaces the method's main setting."""
     parser.add_argument(
         "--flops",
         type=float,
         metavar="SHARE",
-        help="share of the unpruned prefill's FLOPs to cost, instead of settings",
+        help="Share of the unpruned prefill's FLOPs that pruning should cost, such as 0.3. The main setting of the "
+        "method (AdaTP's p, FastV's keep, ...) is then searched (default: no search).",
     )
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """What a program reads."""
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    """Add the option for JSON output."""
+    parser.add_argument(
+        "--json", action="store_true", help="Print one JSON object on stdout, for programs (default: text and tables)."
+    )
 
 
 def setting(text: str) -> tuple[str, str]:
-    """A `NAME=VALUE` argument."""
+    """Parse a `NAME=VALUE` argument."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
         raise argparse.ArgumentTypeError(f"must be NAME=VALUE, such as tau_s=0.9, got {text!r}")
@@ -92,39 +130,39 @@ def setting(text: str) -> tuple[str, str]:
 
 
 def numbers(text: str) -> list[int]:
-    """An `L,L,...` argument of layer numbers."""
+    """Parse an `L,L,...` argument of layer numbers."""
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"must be layer numbers such as 2,5,12, got {text!r}") from None
+        raise argparse.ArgumentTypeError(f"must be layer numbers, such as 2,5,12, got {text!r}") from None
 
 
 def names(text: str) -> list[str]:
-    """An `M,M,...` argument of methods."""
+    """Parse an `M,M,...` argument of method names."""
     chosen = text.lower().split(",")
     for name in chosen:
         if name not in METHODS:
-            raise argparse.ArgumentTypeError(f"must be of {', '.join(METHODS)}, got {name!r}")
+            raise argparse.ArgumentTypeError(f"each name must be one of {', '.join(METHODS)}, got {name!r}")
     return list(dict.fromkeys(chosen))
 
 
 def method_of(arguments: argparse.Namespace) -> "Method":
-    """The method that was asked for.
+    """Return the method that the arguments ask for.
 
     Raises:
-        InputError: a setting that the method does not have, a value out of its range, or one given twice.
+        InputError: the method lacks a setting, a value is out of range, or a setting is given twice.
     """
     from adatp.methods.settings import configure
 
     given = [*arguments.set, *((name, getattr(arguments, name)) for name in ("p", "last") if getattr(arguments, name))]
     twice = {name for name, _ in given if [n for n, _ in given].count(name) > 1}
     if twice:
-        raise InputError(f"{', '.join(sorted(twice))} is set twice")
+        raise InputError(f"{', '.join(sorted(twice))} is set twice; set it once")
     return configure(arguments.method, dict(given))
 
 
 def require_positive(arguments: argparse.Namespace, *options: str) -> None:
-    """Raise a ValueError for one of the options below 1."""
+    """Raise an InputError if one of the options is below 1."""
     for option in options:
         if getattr(arguments, option) < 1:
             name = option.replace("_", "-")
@@ -132,29 +170,34 @@ def require_positive(arguments: argparse.Namespace, *options: str) -> None:
 
 
 def require_question(question: str) -> None:
-    """Raise a ValueError for a question that says nothing."""
+    """Raise an InputError if the question is empty."""
     if not question.strip():
         raise InputError("--question is empty; say what to ask")
 
 
 def require_matplotlib(wanted: object, what: str) -> None:
-    """Raise a ValueError where a picture is wanted and there is nothing to draw it with."""
+    """Raise an InputError if a picture is wanted and matplotlib is not installed.
+
+    Args:
+        wanted: path of the picture or its folder; None if no picture is wanted.
+        what: the option, for the message.
+    """
     if wanted is not None and find_spec("matplotlib") is None:
         raise InputError(f"{what} needs matplotlib: pip install 'adatp[overlay]'")
 
 
 def require_world() -> None:
-    """Raise a ValueError where there is nothing to draw the world's digits with."""
+    """Raise an InputError if scikit-learn, whose digits the synthetic videos show, is not installed."""
     if find_spec("sklearn") is None:
-        raise InputError("the videos made by code show scikit-learn's digits: pip install 'adatp[world]'")
+        raise InputError("the synthetic videos need scikit-learn (they show its digits): pip install 'adatp[world]'")
 
 
 class Progress(NamedTuple):
-    """What a command has to say on the way.
+    """The messages of a running command.
 
     Attributes:
-        tell: names the step that begins, on stderr.
-        notes: what the user should know of the text relevance, as it comes up.
+        tell: prints on stderr the name of the step that begins.
+        notes: warnings about the text relevance; filled when the `with` block of `progress` ends.
     """
 
     tell: Callable[[str], None]
@@ -163,7 +206,7 @@ class Progress(NamedTuple):
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """Show on stderr what a command is at, and collect its warnings."""
+    """Show on stderr the current step of a command, and collect its warnings."""
     from rich.console import Console
 
     errors = Console(stderr=True)
@@ -186,7 +229,7 @@ def progress() -> Iterator[Progress]:
 
 
 def load_clip(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "tuple[Clip, float]":
-    """The frames of the video, and the seconds it took to decode them."""
+    """Return the sampled frames of the video, and the seconds that decoding took."""
     from adatp.evaluation.session import decode
 
     tell("decoding the video")
@@ -194,7 +237,7 @@ def load_clip(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "tu
 
 
 def loader_of(arguments: argparse.Namespace) -> "Callable[[], Loaded]":
-    """What loads the model, its processor and its aligned SigLIP, here or in another process."""
+    """Return a function that loads the model, its processor and its aligned SigLIP. It can be pickled."""
     from adatp.evaluation.session import load
 
     return partial(
@@ -208,7 +251,11 @@ def loader_of(arguments: argparse.Namespace) -> "Callable[[], Loaded]":
 
 
 def load_model(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "Loaded":
-    """The model, its processor and its aligned SigLIP."""
+    """Load the model, its processor and its aligned SigLIP.
+
+    Raises:
+        InputError: the checkpoint cannot be loaded.
+    """
     loader = loader_of(arguments)
     tell("loading the model")
     try:
@@ -218,10 +265,10 @@ def load_model(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "L
 
 
 def device_of(arguments: argparse.Namespace) -> str:
-    """Where to run; checked, with `--impl`.
+    """Return the device to run on. Check it, and check that `--impl` can run there.
 
     Raises:
-        InputError: no such device, or the implementation cannot run there.
+        InputError: the device does not exist, or the implementation cannot run there.
     """
     import torch
 

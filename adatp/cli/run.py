@@ -12,16 +12,35 @@ from adatp.errors import InputError
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    run = commands.add_parser("run", help="answer a question about a video, pruned")
+    run = commands.add_parser(
+        "run",
+        help="Answer a question about a video, with pruning.",
+        description="Answer a question about a video with pruned visual tokens. Print the answer, the tokens at each "
+        "layer, the segments, and the time to the first token.",
+    )
     options.add_video(run)
     options.add_method(run)
     options.add_flops(run)
-    run.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default 64)")
-    run.add_argument("--compare", action="store_true", help="run the unpruned model beside it")
-    options.add_json(run)
-    run.add_argument("--overlay", type=Path, metavar="FILE.png", help="draw the frames, dropped tokens veiled in white")
     run.add_argument(
-        "--layers", type=options.numbers, metavar="L,L,...", help="layers to draw (default: first and last cut)"
+        "--max-new-tokens", type=int, default=64, help="Length limit of the answer, in tokens (default: 64)."
+    )
+    run.add_argument(
+        "--compare",
+        action="store_true",
+        help="Run the unpruned model too, and print both results (default: the pruned model only).",
+    )
+    options.add_json(run)
+    run.add_argument(
+        "--overlay",
+        type=Path,
+        metavar="FILE.png",
+        help="Draw the frames with the dropped tokens in white to this file; needs matplotlib (default: no drawing).",
+    )
+    run.add_argument(
+        "--layers",
+        type=options.numbers,
+        metavar="L,L,...",
+        help="Layers that --overlay draws, counted from 0 (default: the first and the last cut).",
     )
     options.add_model(run)
     run.set_defaults(command=_run)
@@ -31,7 +50,7 @@ def _run(arguments: argparse.Namespace) -> int:
     options.require_positive(arguments, "frames", "max_new_tokens")
     options.require_question(arguments.question)
     if arguments.layers and arguments.overlay is None:
-        raise InputError("--layers says what --overlay draws; give --overlay FILE.png too")
+        raise InputError("--layers chooses what --overlay draws; give --overlay FILE.png too, or leave --layers out")
     _check_overlay(arguments.overlay)
     with options.progress() as progress:
         from adatp.evaluation.session import run

@@ -1,4 +1,4 @@
-"""`adatp study`: accuracy of all methods on held-out questions."""
+"""`adatp study`: measure the accuracy of all methods on held-out questions."""
 
 import argparse
 import json
@@ -11,11 +11,21 @@ from adatp.cli import options
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    study = commands.add_parser("study", help="accuracy of all methods at three costs, on held-out questions")
-    study.add_argument("--clips", type=int, default=64, help="held-out clips (default 64)")
-    study.add_argument("--questions", type=int, default=8, help="questions about each, at most (default 8)")
+    study = commands.add_parser(
+        "study",
+        help="Measure the accuracy of all methods at three costs.",
+        description="Ask questions about held-out synthetic videos, unpruned and with every method at three costs. Run "
+        "the paper's ablations too, and look for its two biases in the model's attention.",
+    )
+    study.add_argument("--clips", type=int, default=64, help="Number of held-out videos (default: 64).")
     study.add_argument(
-        "--out", type=Path, metavar="DIR", help="write study.json, study.md and accuracy.png there (needs matplotlib)"
+        "--questions", type=int, default=8, help="Largest number of questions about each video (default: 8)."
+    )
+    study.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="Folder to write study.json, study.md and accuracy.png to; needs matplotlib (default: no files).",
     )
     options.add_json(study)
     options.add_model(study)

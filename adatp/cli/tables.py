@@ -1,4 +1,4 @@
-"""`adatp tables`: the FLOPs columns of the paper's Tab. 1, 2 and 3 beside ours."""
+"""`adatp tables`: print the FLOPs columns of the paper's Tab. 1, 2 and 3 beside ours."""
 
 import argparse
 import json
@@ -25,9 +25,18 @@ STANDIN = (
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    parser = commands.add_parser("tables", help="the FLOPs columns of the paper's tables beside ours")
+    parser = commands.add_parser(
+        "tables",
+        help="Print the FLOPs columns of the paper's tables beside ours.",
+        description="Compute the FLOPs columns of the paper's Tab. 1, 2 and 3 and print them beside the paper's. "
+        "Without --model, videos run on narrow stand-ins with random weights.",
+    )
     parser.add_argument(
-        "videos", nargs="*", metavar="VIDEO", help="video to run AdaTP on, where its content decides the FLOPs"
+        "videos",
+        nargs="*",
+        metavar="VIDEO",
+        help="Path of a video to run AdaTP on, for the rows whose FLOPs depend on the video (default: no video; these "
+        "rows show an upper bound).",
     )
     options.add_json(parser)
     options.add_model(parser)
@@ -37,7 +46,7 @@ def add(commands: Any) -> None:
 def tables(arguments: argparse.Namespace) -> int:
     """Run the command."""
     if arguments.model is not None and not arguments.videos:
-        raise InputError("--model says what to run videos on; give a VIDEO too, or leave it out")
+        raise InputError("--model says what to run videos on; give a VIDEO too, or leave --model out")
     notes: list[str] = []
     with options.progress() as progress:
         from adatp.evaluation.paper.rows import Counter, published_rows, with_runs
@@ -58,7 +67,10 @@ def tables(arguments: argparse.Namespace) -> int:
 
 
 def _models(arguments: argparse.Namespace, progress: options.Progress) -> "dict[str, Loaded]":
-    """What stands for each published model: a stand-in, or the checkpoint for the one that it is laid out like."""
+    """Return a model for each published one, by name.
+
+    Without `--model`, each has a stand-in. A checkpoint stands for the published models with its layers and grid.
+    """
     import torch
 
     from adatp.evaluation.paper.shapes import MODEL_SHAPES
@@ -95,7 +107,7 @@ def _models(arguments: argparse.Namespace, progress: options.Progress) -> "dict[
 def _run(
     rows: "Sequence[Row]", models: "dict[str, Loaded]", arguments: argparse.Namespace, progress: options.Progress
 ) -> "tuple[dict[tuple[str, AdaTP], dict[str, Sample]], list[str]]":
-    """What the videos' runs kept, as `with_runs` takes it, and what there is to say of them."""
+    """Run AdaTP on the videos. Return the samples, as `with_runs` takes them, and notes for the user."""
     from adatp.evaluation.paper.rows import open_settings
     from adatp.evaluation.paper.shapes import MODEL_SHAPES
     from adatp.evaluation.session import decode, run

@@ -1,4 +1,4 @@
-"""`adatp world`: videos made by code, and questions about them with their answers."""
+"""`adatp world`: write synthetic videos, and questions about them with their answers."""
 
 import argparse
 import json
@@ -11,14 +11,29 @@ from adatp.world.things import SPLITS
 
 def add(commands: Any) -> None:
     """Add the command to the subparsers."""
-    world = commands.add_parser("world", help="write videos made by code, and questions with answers for `ablate`")
-    world.add_argument("folder", type=Path, metavar="DIR", help="where to: one MP4 a clip, and questions.json")
-    world.add_argument("--clips", type=int, default=8, help="how many (default 8)")
-    world.add_argument("--questions", type=int, default=8, help="about each, at most (default 8)")
-    world.add_argument(
-        "--options", action="store_true", help="give every other question options (the built-in model knows no letters)"
+    world = commands.add_parser(
+        "world",
+        help="Write synthetic videos and questions about them.",
+        description="Write synthetic videos as MP4 files, and questions.json with questions and answers about them. "
+        "'adatp ablate' reads that file.",
     )
-    world.add_argument("--split", default="heldout", choices=SPLITS, help="whose combinations (default heldout)")
+    world.add_argument("folder", type=Path, metavar="DIR", help="Folder to write the videos and questions.json to.")
+    world.add_argument("--clips", type=int, default=8, help="Number of videos (default: 8).")
+    world.add_argument(
+        "--questions", type=int, default=8, help="Largest number of questions about each video (default: 8)."
+    )
+    world.add_argument(
+        "--options",
+        action="store_true",
+        help="Give every second question answer options, for models that can answer by letter; the built-in model "
+        "cannot (default: no options).",
+    )
+    world.add_argument(
+        "--split",
+        default="heldout",
+        choices=SPLITS,
+        help="Data split that the videos come from; the built-in model was trained on 'train' (default: heldout).",
+    )
     world.set_defaults(command=_world)
 
 
