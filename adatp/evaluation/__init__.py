@@ -1,1 +1,1 @@
-"""Methods and settings measured against each other."""
+"""Measurements that compare methods and settings."""

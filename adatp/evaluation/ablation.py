@@ -26,9 +26,9 @@ class Variant(NamedTuple):
     """A row of one of the tables.
 
     Attributes:
-        settings: what it varies, by the name of AdaTP's field.
-        method: with all settings.
-        paper: the paper's row.
+        settings: the settings that the row varies, by the name of AdaTP's field.
+        method: AdaTP with all settings of the row.
+        paper: the row in the paper.
     """
 
     settings: dict[str, Any]
@@ -44,16 +44,16 @@ class Ablation(NamedTuple):
 
 
 def plan(tables: Mapping[str, Any], which: str, layers: int, p: float) -> tuple[list[Ablation], list[str]]:
-    """What to run, and what the user should know of it.
+    """Return the ablations to run, and notes for the user.
 
-    Where the paper's model of 24 layers has `last` at 8, 10, ... 16, a model of N has it at N - 16, N - 14, ... N - 8,
-    brought between the first pruned layer and the last one.
+    The paper's model has 24 layers, and its `last` is 8, 10, ... 16. A model of N layers gets N - 16, N - 14, ...
+    N - 8, clipped to the range from the first pruned layer to the last layer.
 
     Args:
-        tables: the paper's.
+        tables: the paper's tables.
         which: "2", "3", "4" or "all".
         layers: decoder layers of the model, N.
-        p: compression setting of all.
+        p: compression setting of all rows.
     """
     notes: dict[str, None] = {}
 
@@ -90,10 +90,10 @@ class Outcome(NamedTuple):
     """A method on one question.
 
     Attributes:
-        flops: of the prefill's linear layers, over the unpruned one's.
-        agreement: with the unpruned model's next token.
-        answer: a letter or a text; None where there is nothing to choose from and no answer is known.
-        right: whether it is the known one; None where none is.
+        flops: FLOPs of the prefill's linear layers, over those of the unpruned prefill.
+        agreement: agreement with the unpruned model's next token.
+        answer: a letter or a text; None if the question has no options and no known answer.
+        right: whether the answer is the known one; None if no answer is known.
     """
 
     flops: float
@@ -103,11 +103,11 @@ class Outcome(NamedTuple):
 
 
 class Outcomes(NamedTuple):
-    """Every method on every question, the unpruned model among them, and what the user should know.
+    """Results of every method, and of the unpruned model, on every question.
 
     Attributes:
-        of: an outcome a question, in their order, by method.
-        notes: of clips and prefills.
+        of: by method, one outcome for each question, in the order of the questions.
+        notes: notes for the user about clips and prefills.
     """
 
     of: dict[Method, list[Outcome]]
@@ -123,16 +123,17 @@ def run(
     impl: Impl,
     tell: Callable[[str], None],
 ) -> Outcomes:
-    """Ask every question with every method, each of them once.
+    """Ask every question once with every method.
 
-    A clip is decoded once, and encoded once where transformers can. A question with options is answered by the letter
-    with the highest next-token logit, another one, where its answer is known, greedily.
+    A clip is decoded once. It is also encoded once if transformers supports that. The answer to a question with options
+    is the letter with the highest next-token logit. The answer to another question is decoded greedily, if the right
+    answer is known.
 
     Args:
-        loaded: the model, `with_relevance`.
-        questions: to ask.
-        methods: to prune with; equal ones run once.
-        frames: of every clip.
+        loaded: the model, as `with_relevance` returns it.
+        questions: the questions to ask.
+        methods: the methods to prune with; equal ones run once.
+        frames: number of frames of every clip.
         impl: implementation of the three operations.
         tell: called with the name of each step as it begins.
     """
@@ -188,10 +189,11 @@ class Summary(NamedTuple):
     """A method on all questions.
 
     Attributes:
-        flops: the mean.
-        right: questions answered rightly, of the `known` ones, whose answer is known.
+        flops: the mean of `Outcome.flops`.
+        right: number of questions that were answered rightly.
+        known: number of questions whose answer is known.
         same_top: share of questions with the unpruned model's most likely next token.
-        kl: the mean, in nats.
+        kl: the mean KL divergence, in nats.
     """
 
     flops: float
@@ -202,7 +204,7 @@ class Summary(NamedTuple):
 
 
 def summarise(outcomes: Sequence[Outcome]) -> Summary:
-    """The means and counts over the questions."""
+    """Compute the means and counts over the questions."""
     n = len(outcomes)
     judged = [outcome.right for outcome in outcomes if outcome.right is not None]
     return Summary(

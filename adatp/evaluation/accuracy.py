@@ -1,4 +1,4 @@
-"""Methods on the held-out questions: which each answers rightly, and what it costs."""
+"""Right answers and costs of methods on the held-out questions."""
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,8 +30,9 @@ class Trial:
     """A method to try on every question.
 
     Attributes:
-        method: with its settings.
-        like: another trial's method, whose cost it is turned to on each question; None for its own settings.
+        method: the method with its settings.
+        like: the method of another trial. This trial is set to cost the same on each question. None for the method's
+            own settings.
     """
 
     method: Method
@@ -42,9 +43,9 @@ class Outcome(NamedTuple):
     """A trial on one question.
 
     Attributes:
-        answer: what the model says; where there are options, the one of them that it says first.
-        right: whether it is the right one.
-        flops: of the prefill's linear layers, over the unpruned one's.
+        answer: the model's answer; one of the options, if the question has options.
+        right: whether the answer is right.
+        flops: FLOPs of the prefill's linear layers, over those of the unpruned prefill.
         kept: visual tokens at the last layer's input.
     """
 
@@ -58,10 +59,10 @@ class Judged(NamedTuple):
     """A question that was asked.
 
     Attributes:
-        clip: its number.
+        clip: number of the clip.
         asked: the question.
-        plain: what the unpruned model makes of it.
-        outcomes: of each trial; the reason, in words, where a method cannot cost what it should.
+        plain: outcome of the unpruned model.
+        outcomes: outcome of each trial, or the reason in words if the method cannot reach the cost.
     """
 
     clip: int
@@ -71,11 +72,11 @@ class Judged(NamedTuple):
 
 
 class Looked(NamedTuple):
-    """Where the text of one question looks in the unpruned model, each layer's attention to the video as a share of it.
+    """Attention of one question's text to the video, in each layer of the unpruned model.
 
     Attributes:
-        per_frame: `[N, n]`, over the mean frame's.
-        per_position: `[N, rows, columns]`, over the mean position's.
+        per_frame: `[N, n]` attention to each frame, over the mean of the frames.
+        per_position: `[N, rows, columns]` attention to each position, over the mean of the positions.
         first, last: `[N]` share of the top 10 % of tokens that is in the first and in the last four frames.
     """
 
@@ -86,14 +87,14 @@ class Looked(NamedTuple):
 
 
 class Examined(NamedTuple):
-    """A clip's results."""
+    """Results of one clip: the judged questions, and the attention of the first of them."""
 
     judged: list[Judged]
     looked: Looked
 
 
 def trials() -> list[Trial]:
-    """AdaTP at three settings, and every other method at the same cost."""
+    """Return the trials: AdaTP at three settings, and every other method at the same costs."""
     own = [AdaTP(p=p) for p in SETTINGS]
     return [Trial(method) for method in own] + [Trial(METHODS[name](), like) for like in own for name in PEERS]
 
@@ -110,17 +111,17 @@ def examine(
 ) -> Iterator[Examined]:
     """Ask every question with every trial, clip by clip.
 
-    All are asked in the same words. Where there are options, the model may say nothing else (constrained decoding): no
-    letters are asked for, which the built-in model does not know.
+    All trials get the same prompt. If a question has options, the model may answer with one of them only (constrained
+    decoding). The prompt asks for no letter, because the built-in model does not know letters.
 
     Args:
-        load: gives the model; where there are several workers, it can be pickled.
-        tried: in an order in which none comes before the one that it is like.
-        clips: of the held-out split.
-        questions: of a clip.
-        workers: processes, each on one thread; 1 for none but this one, on the threads it has.
+        load: returns the model; must be picklable if there are several workers.
+        tried: the trials; each comes after the one in its `like`.
+        clips: number of held-out clips.
+        questions: largest number of questions about each clip.
+        workers: number of processes, each with one thread; with 1, this process does the work, with all its threads.
         impl: implementation of the three operations.
-        tell: called with how far it is.
+        tell: called with the progress.
     """
     all_of = papers(clips, questions)
     if workers == 1:
@@ -137,7 +138,10 @@ def examine(
 
 
 def workers_for(device: str) -> int:
-    """A process a core where the model runs on them: it is small, and one thread is enough for its tensors."""
+    """Return the number of processes for a device: one for each CPU core, or one for a GPU.
+
+    The model is small, so one thread is enough for its tensors.
+    """
     return cores() if device == "cpu" else 1
 
 
@@ -168,7 +172,7 @@ def _examine(loaded: Loaded, paper: Paper, tried: Sequence[Trial], impl: Impl) -
             try:
                 outcome = _ask(loaded, inputs, asked, trial.method, flops, impl)
             except ValueError as error:
-                if flops is None:  # only a cost may be out of reach
+                if flops is None:  # only a wanted cost can be out of reach
                     raise
                 outcomes[trial] = str(error)
                 continue

@@ -1,4 +1,4 @@
-"""What came of a study, as JSON-ready values: all that its tables and pictures are made from."""
+"""The results of a study as JSON-ready values, from which its tables and pictures are made."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -23,11 +23,11 @@ GROUPS: dict[str, Callable[[Judged], bool]] = {
 
 
 def summarise(examined: Sequence[Examined], tried: Sequence[Trial], ablations: Sequence[Ablation]) -> dict[str, Any]:
-    """Accuracy of the unpruned model and of every trial, the ablations, and the model's biases.
+    """Compute the accuracy of the unpruned model and of every trial, the ablations, and the model's biases.
 
     Args:
-        examined: every clip's results, of all that follows.
-        tried: AdaTP and the methods that cost as much.
+        examined: results of every clip; they include the trials and the ablations below.
+        tried: AdaTP, and the other methods at the same costs.
         ablations: the rows of Tab. 2 to 4.
     """
     judged = [one for own in examined for one in own.judged]
@@ -55,7 +55,7 @@ def summarise(examined: Sequence[Examined], tried: Sequence[Trial], ablations: S
 
 
 def _setting(trial: Trial) -> float:
-    """AdaTP's p that the trial costs as much as."""
+    """Return the p of AdaTP whose cost the trial has."""
     p: float = (trial.like or trial.method).settings()["p"]
     return p
 
@@ -89,7 +89,7 @@ def _accuracy(judged: Sequence[Judged], outcomes: Sequence[Outcome]) -> dict[str
 
 
 def _biases(examined: Sequence[Examined]) -> dict[str, Any]:
-    """Means over the clips, whose contents differ: what is left of a preference is the model's own."""
+    """Compute means over the clips. Their contents differ, so a preference that remains is the model's own."""
 
     def mean(part: Callable[[Examined], Tensor]) -> Tensor:
         return torch.stack([part(own) for own in examined]).double().mean(0)

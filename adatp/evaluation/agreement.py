@@ -1,4 +1,4 @@
-"""How far a next-token distribution is from the one it should be."""
+"""The distance of a next-token distribution from a reference distribution."""
 
 from typing import NamedTuple
 
@@ -9,11 +9,11 @@ from adatp.errors import InputError
 
 
 class Agreement(NamedTuple):
-    """Of two distributions p, the reference, and q.
+    """The agreement of a distribution q with the reference distribution p.
 
     Attributes:
-        kl: KL(p || q) in nats; inf where q rules out what p does not.
-        same_top: whether both have the same most likely token, the first of equals.
+        kl: KL(p || q) in nats; inf if q gives probability 0 to a token that p allows.
+        same_top: whether both have the same most likely token; the first one, if several are equal.
         total_variation: half the sum of |p - q|, in [0, 1].
     """
 
@@ -23,10 +23,10 @@ class Agreement(NamedTuple):
 
 
 def agreement(reference: Tensor, other: Tensor) -> Agreement:
-    """Compare `[V]` logits, in fp64 on the host; -inf is a token that is suppressed.
+    """Compare `[V]` logits, in fp64 on the host. A logit of -inf means a suppressed token.
 
     Raises:
-        InputError: no two vectors of one length, a NaN or inf among them, or every token suppressed.
+        InputError: the logits are not two vectors of one length, hold NaN or +inf, or suppress every token.
     """
     if reference.ndim != 1 or reference.shape != other.shape:
         raise InputError(
@@ -35,7 +35,7 @@ def agreement(reference: Tensor, other: Tensor) -> Agreement:
         )
     log_p, log_q = _log_probabilities("reference", reference), _log_probabilities("other", other)
     p, q = log_p.exp(), log_q.exp()
-    # what p gives nothing adds nothing, even where the logarithms' difference is -inf + inf
+    # a token with p = 0 adds 0, even if the difference of the logarithms is -inf + inf
     divergence = torch.where(p > 0, p * (log_p - log_q), 0.0).sum()
     return Agreement(
         kl=max(0.0, float(divergence)),  # below 0 by rounding only
@@ -47,7 +47,7 @@ def agreement(reference: Tensor, other: Tensor) -> Agreement:
 def _log_probabilities(name: str, logits: Tensor) -> Tensor:
     logits = logits.detach().cpu().double()
     if bool(logits.isnan().any() or logits.isposinf().any()):
-        raise InputError(f"{name} must hold no NaN and no inf, which no softmax can take")
+        raise InputError(f"{name} must hold no NaN and no +inf: their softmax is undefined")
     if not bool(logits.isfinite().any()):
-        raise InputError(f"{name} must leave at least one token, got every logit -inf")
+        raise InputError(f"{name} must have at least one finite logit, got -inf for every token")
     return logits.log_softmax(0)

@@ -1,4 +1,4 @@
-"""What a model answers, whether that is right, and how sure a share of right answers is."""
+"""Answers of a model: reading them, judging them, and the confidence interval of their accuracy."""
 
 import math
 from typing import Any
@@ -11,12 +11,13 @@ Z = 1.959963984540054  # of a 95 % interval
 
 
 def letter_tokens(tokenizer: Any, letters: str) -> dict[str, list[int]]:
-    """The tokens that begin an answer with a letter: the first of "A", and the one of " A" where that is a single one.
+    """Return the tokens with which an answer can begin with each letter.
 
-    A tokenizer that makes " A" a space and a letter has no other way to begin with it.
+    These are the first token of "A", and the token of " A" if that is a single one. If the tokenizer splits " A" into a
+    space and a letter, only the first way is left.
 
     Raises:
-        InputError: two letters begin with one token, so the next token cannot tell them apart.
+        InputError: two letters begin with the same token, so the next token cannot tell them apart.
     """
     found = {}
     for letter in letters:
@@ -24,27 +25,30 @@ def letter_tokens(tokenizer: Any, letters: str) -> dict[str, list[int]]:
         found[letter] = list(dict.fromkeys([bare[0], *(spaced if len(spaced) == 1 else [])]))
     tokens = [token for own in found.values() for token in own]
     if len(set(tokens)) < len(tokens):
-        raise InputError(f"the tokenizer begins two of the letters {letters} with one token, so none can be chosen")
+        raise InputError(f"the letters {letters} must begin with different tokens, but two begin with the same one")
     return found
 
 
 def chosen_letter(logits: Tensor, tokens: dict[str, list[int]]) -> str:
-    """The letter with the highest next-token logit, the first of equals.
+    """Return the letter with the highest next-token logit; the first one, if several are equal.
 
     Args:
         logits: `[V]`.
-        tokens: as `letter_tokens` finds them.
+        tokens: tokens of each letter, as `letter_tokens` returns them.
     """
     return max(tokens, key=lambda letter: float(logits[tokens[letter]].max()))
 
 
 def answer_length(tokenizer: Any, right: str) -> int:
-    """Tokens to let a model answer in: a few more than the right answer has, since one that goes on is another."""
+    """Return the largest number of tokens that an answer may have.
+
+    It is larger than that of the right answer, so that an answer that goes on after it counts as wrong.
+    """
     return 2 * len(tokenizer.encode(right, add_special_tokens=False)) + 8
 
 
 def is_exact(answer: str, right: str) -> bool:
-    """Whether two texts are the same but for case, spaces and a full stop at the end."""
+    """Tell whether two texts are equal; case, spaces and a full stop at the end do not count."""
     return _plain(answer) == _plain(right)
 
 
@@ -53,7 +57,7 @@ def _plain(text: str) -> str:
 
 
 def wilson(right: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share, Wilson's: it stays in [0, 1] and says something of few answers too."""
+    """Compute Wilson's 95 % interval of a share. It stays in [0, 1] and suits small numbers of answers too."""
     share, weight = right / total, Z * Z / total
     middle = share + weight / 2
     half = Z * math.sqrt(share * (1 - share) / total + weight / (4 * total))

@@ -1,6 +1,6 @@
-"""The biases of attention that the paper's section 3.2 shows, as numbers. Scores are `[N, n, c]`: N layers, n frames.
+"""The attention biases of the paper's section 3.2, as numbers.
 
-Layers, frames, rows and columns are counted from 0.
+Scores are `[N, n, c]`: N layers, n frames, c tokens a frame. Layers, frames, rows and columns are counted from 0.
 """
 
 import math
@@ -14,15 +14,15 @@ from torch import Tensor
 from adatp.errors import InputError
 
 # as in the paper
-TOP_SHARE = 0.1  # of the visual tokens, whose places the paper looks at
-LAST_FRAMES = 4  # in which it counts them
-# which token is called biased is settled here
+TOP_SHARE = 0.1  # share of the visual tokens that are the top tokens
+LAST_FRAMES = 4  # number of last frames in which the paper counts top tokens
+# not from the paper: our definition of a biased token
 END_SHARE = 8  # the first and the last 1/8 of the frames are the ends of the sequence
-RECURRENT_SHARE = 2  # a position recurs that is at the top in at least 1/2 of the frames
+RECURRENT_SHARE = 2  # a position recurs if it holds a top token in at least 1/2 of the frames
 
 
 class Bias(IntEnum):
-    """What brought a token to the top, if it is there; see `classify`."""
+    """The place of a top token: at the ends, at a recurring position, both or neither; see `classify`."""
 
     NOT_AT_THE_TOP = 0
     NEITHER = 1
@@ -32,22 +32,29 @@ class Bias(IntEnum):
 
 
 def per_frame(scores: Tensor) -> Tensor:
-    """`[N, n]`: the attention to all tokens of a frame (fig. 2 and 7)."""
+    """Return the attention to all tokens of each frame, `[N, n]` (fig. 2 and 7)."""
     return scores.sum(2)
 
 
 def per_position(scores: Tensor, grid: tuple[int, int]) -> Tensor:
-    """`[N, rows, columns]`: the attention to a position in all frames, over the mean position's (fig. 3 and 6)."""
+    """Return the attention to each position in all frames, over the mean of the positions (fig. 3 and 6).
+
+    Returns:
+        `[N, rows, columns]`.
+    """
     position = scores.sum(1)
     return (position / position.mean(1, keepdim=True)).view(-1, *grid)
 
 
 def top_tokens(scores: Tensor, share: float = TOP_SHARE) -> Tensor:
-    """`[N, n, c]` bool: the tokens with the highest scores of each layer, ties to the earlier (fig. 1).
+    """Find the tokens with the highest scores of each layer (fig. 1). Of equal scores, the earlier token comes first.
 
     Args:
         scores: `[N, n, c]`.
-        share: of the n * c tokens, above 0 and up to 1; half a token counts as one, and one there is at least.
+        share: share of the n * c tokens to find, in (0, 1]. Their number is rounded (half up), and is at least 1.
+
+    Returns:
+        `[N, n, c]` bool.
     """
     if not 0 < share <= 1:
         raise InputError(f"share must be above 0 and at most 1, got {share}")
@@ -58,9 +65,10 @@ def top_tokens(scores: Tensor, share: float = TOP_SHARE) -> Tensor:
 
 
 def share_in_last(top: Tensor, frames: int = LAST_FRAMES) -> Tensor:
-    """`[N]` float64: the share of the `[N, n, c]` top tokens that is in the last frames (section 3.2: 86.8 %).
+    """Compute the share of the `[N, n, c]` top tokens that is in the last frames (section 3.2: 86.8 %).
 
-    All of them where there are no more frames than that.
+    Returns:
+        `[N]` float64; 1 if the clip has no other frames.
     """
     if frames < 1:
         raise InputError(f"frames must be at least 1, got {frames}")
@@ -68,10 +76,10 @@ def share_in_last(top: Tensor, frames: int = LAST_FRAMES) -> Tensor:
 
 
 class Peak(NamedTuple):
-    """The position with the most attention, of each of N layers (section 3.2: 5.77 at row 11, column 1).
+    """The position with the most attention in each of N layers (section 3.2: 5.77 at row 11, column 1).
 
     Attributes:
-        factor: `[N]` over the mean of all positions.
+        factor: `[N]` attention to it, over the mean of all positions.
         row, column: `[N]` int64.
     """
 
@@ -81,26 +89,29 @@ class Peak(NamedTuple):
 
 
 def peak(scores: Tensor, grid: tuple[int, int]) -> Peak:
-    """The peak of `per_position`; the earlier one of equals."""
+    """Find the peak of `per_position`; of equal positions, the earlier one."""
     factor, position = per_position(scores, grid).flatten(1).sort(dim=1, descending=True, stable=True)
     return Peak(factor[:, 0], position[:, 0] // grid[1], position[:, 0] % grid[1])
 
 
 def frames_at_ends(frames: int) -> Tensor:
-    """`[n]` bool: the first and the last eighth of the frames, rounded up."""
+    """Mark the first and the last eighth of the frames (rounded up), `[n]` bool."""
     width = -(-frames // END_SHARE)
     index = torch.arange(frames)
     return (index < width) | (index >= frames - width)
 
 
 def classify(top: Tensor) -> Tensor:
-    """`[N, n, c]` uint8, a `Bias` for every token: by where it is among the top ones, not by what it shows.
+    """Give a `Bias` to every top token, by its place and not by its content.
 
     `ENDS`, the global bias: the token is in the first or the last eighth of the frames. `POSITION`, the local bias: its
-    spatial position is at the top in at least half of the frames. `BOTH`, `NEITHER`: as the words say.
+    spatial position holds a top token in at least half of the frames. `BOTH` and `NEITHER` combine these two.
 
     Args:
         top: `[N, n, c]` bool, as `top_tokens` finds them.
+
+    Returns:
+        `[N, n, c]` uint8.
     """
     frames = top.shape[1]
     ends = frames_at_ends(frames).to(top.device)[:, None]
@@ -112,14 +123,14 @@ def classify(top: Tensor) -> Tensor:
 
 
 class Biases(NamedTuple):
-    """All of the above, of one map of attention.
+    """All biases of one attention map.
 
     Attributes:
-        per_frame: `[N, n]`.
-        per_position: `[N, rows, columns]`.
+        per_frame: `[N, n]`, see `per_frame`.
+        per_position: `[N, rows, columns]`, see `per_position`.
         kinds: `[N, n, c]` uint8, see `Bias`.
         in_last: `[N]` float64 share of the top tokens in the last `LAST_FRAMES` frames.
-        peak: of every layer.
+        peak: the position with the most attention in every layer.
     """
 
     per_frame: Tensor
@@ -130,12 +141,12 @@ class Biases(NamedTuple):
 
 
 def measure(scores: Tensor, grid: tuple[int, int]) -> Biases:
-    """The biases of `[N, n, c]` scores."""
+    """Compute the biases of `[N, n, c]` scores."""
     top = top_tokens(scores)
     return Biases(per_frame(scores), per_position(scores, grid), classify(top), share_in_last(top), peak(scores, grid))
 
 
 def shares(kinds: Tensor) -> Tensor:
-    """`[N, 4]` float64: of each layer's top tokens the share of each `Bias`, from `NEITHER` to `BOTH`."""
+    """Compute the share of each `Bias`, from `NEITHER` to `BOTH`, among each layer's top tokens, `[N, 4]` float64."""
     counts = torch.stack([(kinds == kind).sum((1, 2)) for kind in Bias if kind], 1)
     return counts / counts.sum(1, keepdim=True).double()

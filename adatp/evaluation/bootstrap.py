@@ -1,4 +1,4 @@
-"""How sure a difference between two methods is that were asked the same questions."""
+"""The confidence interval of a difference between two methods on the same questions."""
 
 from collections.abc import Sequence
 
@@ -11,24 +11,25 @@ _SEED = 0
 
 
 def paired_difference(ours: Sequence[bool], theirs: Sequence[bool], clips: Sequence[int]) -> tuple[float, float, float]:
-    """The difference of two accuracies, and its 95 % interval.
+    """Compute the difference of two accuracies, and its 95 % interval.
 
-    A paired bootstrap over clips: questions about one clip are right or wrong together, so clips are drawn, each with
-    all of its questions and both answers to each. The interval is the 2.5th to the 97.5th percentile.
+    The method is a paired bootstrap over clips. Answers about one clip depend on each other. So whole clips are drawn,
+    each with all its questions and both answers to each. The interval is the 2.5th to the 97.5th percentile.
 
     Args:
         ours, theirs: whether each question was answered rightly.
-        clips: which one each question is about.
+        clips: number of the clip that each question is about.
 
     Returns:
-        Difference (ours minus theirs), low and high end.
+        Difference (ours minus theirs), low and high end of the interval.
 
     Raises:
-        InputError: no question, or not one entry each.
+        InputError: there is no question, or the three lengths differ.
     """
     if not len(ours) == len(theirs) == len(clips) > 0:
         raise InputError(
-            f"ours, theirs and clips must have one entry a question, got {len(ours)}, {len(theirs)} and {len(clips)}"
+            "ours, theirs and clips must have one entry for each question, at least one, "
+            f"got {len(ours)}, {len(theirs)} and {len(clips)}"
         )
     _, clip = np.unique(clips, return_inverse=True)
     gain = np.bincount(clip, np.asarray(ours, float) - np.asarray(theirs, float))

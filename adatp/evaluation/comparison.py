@@ -1,4 +1,4 @@
-"""Methods side by side on one prompt: what each leaves, costs, takes, and does to the next token."""
+"""Methods side by side on one prompt: tokens, FLOPs, prefill time, and the change of the next token."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from adatp.report import Sample
 from adatp.video import Clip
 from adatp_kernels.dispatch import Impl, resolve
 
-FLOPS_TOLERANCE = 0.005  # of the share asked for; what is further off is told
+FLOPS_TOLERANCE = 0.005  # a method whose cost is further from the wanted share gets a note
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Row:
     """A method that ran.
 
     Attributes:
-        method: with the settings it ran at.
-        sample: what it left.
-        flops: of the prefill, as `adatp.flops.Flops.to_dict` has them.
-        agreement: with the unpruned model's next token.
-        seconds: of every timed prefill: the decoder and all that the method computes.
-        ratios: of `seconds` to the unpruned prefill's in the same round.
-        notes: what the user should know.
+        method: the method with the settings that it ran with.
+        sample: the tokens that it kept.
+        flops: FLOPs of the prefill, as `adatp.flops.Flops.to_dict` returns them.
+        agreement: agreement with the unpruned model's next token.
+        seconds: time of every timed prefill: the decoder and the method's own work.
+        ratios: ratio of each of `seconds` to the unpruned prefill of the same round.
+        notes: notes for the user.
     """
 
     method: Method
@@ -43,11 +43,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Refused:
-    """A method that could not run so.
+    """A method that could not run as requested.
 
     Attributes:
-        method: as it was asked for.
-        reason: why not.
+        method: the requested method.
+        reason: why it could not run.
     """
 
     method: Method
@@ -56,13 +56,13 @@ class Refused:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The methods on one prompt, the first of them unpruned.
+    """The methods on one prompt; the first is the unpruned model.
 
     Attributes:
-        flops: share of the unpruned FLOPs that each was asked to cost; None for the methods' own settings.
-        repeats: timed prefills of each.
-        machine: what they ran on.
-        rows: one a method.
+        flops: share of the unpruned FLOPs that each method should cost; None for the methods' own settings.
+        repeats: number of timed prefills of each method.
+        machine: the machine and the software.
+        rows: one row for each method.
     """
 
     flops: float | None
@@ -84,16 +84,16 @@ def compare(
 ) -> Comparison:
     """Run every method on a question about a clip.
 
-    Each runs once untimed, which also finds its settings, then in rounds of one prefill each, the unpruned model's
-    first. The clip is encoded once for all.
+    Each method runs once untimed, which also finds its settings. Then come timed rounds: one prefill of each method,
+    the unpruned model first. The clip is encoded once for all methods.
 
     Args:
         loaded: the model.
         clip: the sampled frames.
-        question: what to ask.
-        methods: to compare with the unpruned model.
-        flops: see `adatp.apply`; a method that cannot cost that much becomes `Refused`.
-        repeats: rounds.
+        question: the question.
+        methods: the methods to compare with the unpruned model.
+        flops: see `adatp.apply`; a method that cannot reach this cost becomes `Refused`.
+        repeats: number of timed rounds.
         impl: implementation of the three operations.
         tell: called with the name of each step as it begins.
     """
@@ -104,7 +104,7 @@ def compare(
 
     tell("running without pruning")
     plain = prefill(loaded, inputs)
-    # what a report says of no pruning; the times are the plain model's, without a hook
+    # the report comes from a run with the method `none`; the times are those of the model without hooks
     first: list[Measured | Refused] = [plain._replace(report=prefill(loaded, inputs, Unpruned(), impl=impl).report)]
     for method in methods:
         tell(f"running {method.name}")
@@ -130,7 +130,7 @@ def compare(
 
 
 def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """The first, the median and the third."""
+    """Compute the first quartile, the median and the third quartile."""
     low, middle, high = np.percentile(values, (25, 50, 75)).tolist()
     return low, middle, high
 
@@ -141,7 +141,7 @@ def _row(ran: Measured, plain: Measured, flops: float | None, seconds: list[floa
     assert sample.method is not None
     notes = list(report.notes)
     far = flops is not None and sample.method.knob is not None and abs(report.flops.ratio - flops) > FLOPS_TOLERANCE
-    # where deduplication is why, the report says so
+    # the report has its own note if deduplication is the reason
     if far and not any(note.startswith("flops=") for note in notes):
         notes.append(f"costs {report.flops.ratio:.4f}, of what its settings reach the nearest to flops={flops:g}")
     return Row(

@@ -1,4 +1,4 @@
-"""Questions about one held-out video, as a file, with a method and without."""
+"""Questions about one held-out video file, with a method and without."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +22,8 @@ class Shown(NamedTuple):
 
     Attributes:
         asked: the question, open.
-        unpruned, pruned: what the model says.
-        report: of the method.
+        unpruned, pruned: the model's answers.
+        report: the method's report.
     """
 
     asked: Asked
@@ -35,13 +35,13 @@ class Shown(NamedTuple):
 def demonstrate(
     loaded: Loaded, number: int, file: Path, method: Method, *, impl: Impl, tell: Callable[[str], None]
 ) -> list[Shown]:
-    """Write a held-out clip to a file, read it as any video, and ask about it.
+    """Write a held-out clip to a file, read the file as any video, and ask about it.
 
     Args:
         loaded: the model.
-        number: of the clip.
-        file: where to write it.
-        method: to prune with.
+        number: number of the clip.
+        file: path to write the clip to.
+        method: the method to prune with.
         impl: implementation of the three operations.
         tell: called with the name of each step as it begins.
     """

@@ -1,4 +1,4 @@
-"""The exam: questions about clips whose combinations no training has shown."""
+"""Questions about held-out clips. Their combinations of things do not occur in the training clips."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ from adatp.world.things import Split
 
 @dataclass(frozen=True)
 class Paper:
-    """One clip's questions.
+    """The questions of one clip, like an exam paper.
 
     Attributes:
-        number: of the clip.
-        world: what happens in it.
-        questions: each about what only the clip's split combines; of the training split, about anything.
+        number: number of the clip.
+        world: content of the clip.
+        questions: each is about a combination that only the clip's split has; in the training split, about anything.
     """
 
     number: int
@@ -28,29 +28,29 @@ class Paper:
     questions: tuple[Asked, ...]
 
     def clip(self) -> Clip:
-        """The frames, as if every one had been sampled from a file."""
+        """Return the frames, as if every one had been sampled from a file."""
         frames = draw(self.world)
         return Clip(frames, np.arange(len(frames)) / FPS, len(frames) / FPS, len(frames), None)
 
 
 def papers(clips: int, questions: int) -> Iterator[Paper]:
-    """The questions of the first held-out clips, always the same; every other one has options.
+    """Return the questions of the first held-out clips. They are always the same; every second one has options.
 
     Args:
-        clips: how many.
-        questions: of a clip, at most, kinds about equally often.
+        clips: number of clips.
+        questions: largest number of questions about each clip; all kinds occur about equally often.
     """
     return (paper_of("heldout", number, questions=questions, options=True) for number in range(clips))
 
 
 def paper_of(split: Split, number: int, *, questions: int, options: bool) -> Paper:
-    """The questions of one clip.
+    """Return the questions of one clip.
 
     Args:
-        split: whose.
-        number: of the clip.
-        questions: at most.
-        options: whether every other one has them.
+        split: split of the clip.
+        number: number of the clip.
+        questions: largest number of questions.
+        options: whether every second question has options.
     """
     world, rng = make_clip(split, number), np.random.default_rng(number)
     found = ask_all(world, rng)

@@ -1,4 +1,4 @@
-"""What a measurement ran on."""
+"""The machine and the software of a measurement."""
 
 import os
 import platform
@@ -10,11 +10,11 @@ import transformers
 
 
 def describe_machine(model: Any, impl: str) -> dict[str, Any]:
-    """The machine and the software, as JSON-ready values.
+    """Describe the machine and the software, as JSON-ready values.
 
     Args:
-        model: a Hugging Face model, where it is to run.
-        impl: implementation of the three operations, resolved.
+        model: a Hugging Face model, on its device.
+        impl: implementation of the three operations, as `resolve` returns it.
     """
     return {
         "platform": platform.platform(),
@@ -30,22 +30,22 @@ def describe_machine(model: Any, impl: str) -> dict[str, Any]:
 
 
 def compute(dtype: torch.dtype) -> dict[str, Any]:
-    """What a host computes with, and in which type."""
+    """Return the number of cores and threads, and the data type."""
     return {"cores": cores(), "threads": torch.get_num_threads(), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def gpu(device: torch.device) -> str | None:
-    """The GPU's name; None where the device is none."""
+    """Return the GPU's name, or None if the device is no GPU."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else None
 
 
 def cores() -> int:
-    """CPU cores that this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def processor() -> str:
-    """The CPU's name."""
+    """Return the CPU's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

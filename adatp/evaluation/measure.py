@@ -1,4 +1,4 @@
-"""One prefill as something to measure: what it puts out, what it cost and how long it took."""
+"""Measurement of one prefill: its output, its cost and its time."""
 
 import inspect
 import warnings
@@ -22,9 +22,9 @@ from adatp_kernels.dispatch import Impl
 
 
 class EncodedClip:
-    """A clip that a model is asked about, its frames encoded once for all questions where transformers can.
+    """A clip whose frames are encoded once for all questions.
 
-    That is from 5.18 on; before, every prefill encodes them anew.
+    This needs transformers 5.18 or later. With an earlier version, every prefill encodes the frames again.
 
     Args:
         loaded: the model.
@@ -38,7 +38,7 @@ class EncodedClip:
 
     @torch.inference_mode()
     def inputs(self, question: str) -> dict[str, Any]:
-        """A question as the model takes it, on its device."""
+        """Return the model's inputs for a question, on its device."""
         model = self._loaded.model
         inputs = dict(inputs_of(self._loaded, self._clip, question))
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
@@ -48,19 +48,19 @@ class EncodedClip:
             self._features = model.get_video_features(
                 pixel_values_videos=pixels,
                 return_dict=True,
-                output_hidden_states=family_of(model).tower_states_wanted,  # of every method
+                output_hidden_states=family_of(model).tower_states_wanted,  # the layers that any method may want
             )
         return {**inputs, "mm_encoder_outputs": {"video": self._features}}
 
 
 class Measured(NamedTuple):
-    """A prefill.
+    """A measured prefill.
 
     Attributes:
-        logits: `[V]` float32 on the host, of the next token as the model itself puts them out: what `generate` makes of
-            them, such as suppressing tokens, is not in them.
-        report: of the method; None without one.
-        seconds: of the decoder's layers and all that the method computes, the question's features among it.
+        logits: `[V]` float32 on the host: the model's own logits of the next token. Later changes by `generate`, such
+            as suppressed tokens, are not included.
+        report: the method's report; None without a method.
+        seconds: time of the decoder's layers and of the method's own work, including the question's features.
     """
 
     logits: Tensor
@@ -69,8 +69,8 @@ class Measured(NamedTuple):
 
 
 def with_relevance(loaded: Loaded) -> Loaded:
-    """The same with its aligned SigLIP loaded, once for all methods; warns where there is none, as `apply` does."""
-    # any method that compares frames with the question, at settings that every model takes
+    """Load the aligned SigLIP once for all methods. Warn if there is none, as `apply` does."""
+    # AdaTP compares frames with the question; these settings suit every model
     with apply(loaded.model, loaded.processor, AdaTP(first=1, last=1), relevance=loaded.relevance) as pruned:
         return replace(loaded, relevance=pruned.relevance)
 
@@ -88,13 +88,14 @@ def prefill(
     """Run a prompt through the model.
 
     Args:
-        loaded: the model, `with_relevance`.
-        inputs: of one prompt.
-        method: how tokens are dropped; None leaves the model as it is.
-        flops: see `adatp.apply`. Turning the method's setting takes time that `seconds` may hold: time the method of
-            `report.samples[0]`, at the setting found.
+        loaded: the model, as `with_relevance` returns it.
+        inputs: inputs of one prompt.
+        method: the method to prune with; None leaves the model as it is.
+        flops: see `adatp.apply`. The search for the setting takes time, which `seconds` may include. To measure the
+            time, pass the method of `report.samples[0]`, which has the setting found.
         impl: implementation of the three operations.
-        before: inputs of a prompt to run first, such as a short one with the same question, which is remembered then.
+        before: inputs of a prompt to run first. A short prompt with the same question makes the method remember the
+            question's features.
     """
     with applied(loaded, method, flops, impl) as pruned:
         if before is not None:
@@ -111,8 +112,8 @@ class Said(NamedTuple):
     """An answer.
 
     Attributes:
-        text: what the model says, greedily.
-        report: of the method; None without one.
+        text: the model's answer, by greedy decoding.
+        report: the method's report; None without a method.
     """
 
     text: str
@@ -129,9 +130,12 @@ def answer(
     choices: Sequence[str] = (),
     impl: Impl,
 ) -> Said:
-    """What the model says to a prompt in at most that many tokens, only one of the choices where there are any.
+    """Answer a prompt.
 
-    The other arguments are those of `prefill`.
+    Args:
+        loaded, inputs, method, flops, impl: as in `prefill`.
+        tokens: largest number of tokens of the answer.
+        choices: the allowed answers; if empty, every answer is allowed.
     """
     with applied(loaded, method, flops, impl) as pruned:
         text, _ = generate(loaded, inputs, tokens, choices=choices)
@@ -142,9 +146,12 @@ def answer(
 def applied(
     loaded: Loaded, method: Method | None, flops: float | None = None, impl: Impl = "auto"
 ) -> Iterator[Pruned | None]:
-    """The model with a method in it, or as it is where there is none; the arguments are those of `prefill`."""
+    """Apply a method to the model within a `with` block; without a method, leave the model as it is.
+
+    The arguments are those of `prefill`.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", NoRelevanceWarning)  # `with_relevance` has said it, and the report says it
+        warnings.simplefilter("ignore", NoRelevanceWarning)  # already in `with_relevance` and in the report
         with (
             nullcontext()
             if method is None

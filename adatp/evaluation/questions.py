@@ -1,11 +1,11 @@
-"""Questions about videos, with their answers where they are known, from a file.
+"""Questions about videos from a file, with or without answers.
 
-The file holds a JSON list, or one JSON object a line:
+The file holds a JSON list, or one JSON object on each line:
 
     {"video": "street.mp4", "question": "Who rides by?", "options": ["A child", "A cyclist"], "answer": "B"}
 
-`video` is a path relative to the file. `options` and `answer` may be left out; with options, the answer is the letter
-or the text of one. Options that come with their letters ("A. A child", ...) are taken without them.
+`video` is a path relative to the file. `options` and `answer` may be left out. With options, the answer is the letter
+or the text of one option. Letters in front of the options ("A. A child", ...) are removed.
 """
 
 import json
@@ -27,8 +27,8 @@ class Question:
     Attributes:
         video: path of an existing file.
         text: the question.
-        options: what to choose from, without letters; empty for a free answer.
-        answer: the right option's letter, or the free answer; None where it is not known.
+        options: the options, without letters; empty for a free answer.
+        answer: the right option's letter, or the free answer; None if it is not known.
     """
 
     video: Path
@@ -43,7 +43,7 @@ class Question:
 
     @property
     def prompt(self) -> str:
-        """What the model is asked."""
+        """The text for the model: the question, and the options if it has any."""
         return prompt_of(self.text, self.options)
 
 
@@ -51,7 +51,7 @@ def load_questions(path: Path) -> list[Question]:
     """Read a question set.
 
     Raises:
-        InputError: entries that cannot be used, all of them with what is wrong, or no entry at all.
+        InputError: some entries cannot be used (the message lists each with its problem), or there is no entry.
         OSError: the file cannot be read.
     """
     questions: list[Question] = []
@@ -69,28 +69,28 @@ def load_questions(path: Path) -> list[Question]:
 
 
 def _entries(path: Path, problems: list[str]) -> list[tuple[str, Any]]:
-    """What each entry is called, and what it is; a line that is no JSON is told among the problems."""
+    """Return the name and the content of each entry. Add each line that is not JSON to the problems."""
     text = path.read_text(encoding="utf-8-sig")
     if text.lstrip().startswith("["):
         try:
             return [(f"entry {i}", entry) for i, entry in enumerate(json.loads(text), 1)]
         except json.JSONDecodeError as error:
-            raise InputError(f"{path} is no JSON: {error}") from error
+            raise InputError(f"{path} is not valid JSON: {error}") from error
     entries = []
     for i, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
                 entries.append((f"line {i}", json.loads(line)))
             except json.JSONDecodeError as error:
-                problems.append(f"line {i}: is no JSON: {error}")
+                problems.append(f"line {i}: is not valid JSON: {error}")
     return entries
 
 
 def _problems(entry: Any, folder: Path) -> list[str]:
-    """What is wrong with an entry."""
+    """Return the problems of an entry."""
     if not isinstance(entry, dict):
         return [f"must be an object with {', '.join(KEYS[:2])}, got {entry!r}"]
-    problems = [f"has an unknown key {key!r}; known are {', '.join(KEYS)}" for key in entry if key not in KEYS]
+    problems = [f"has an unknown key {key!r}; the known keys are {', '.join(KEYS)}" for key in entry if key not in KEYS]
     for key in KEYS[:2]:
         if key not in entry:
             problems.append(f"has no {key!r}")
@@ -114,7 +114,7 @@ def _problems(entry: Any, folder: Path) -> list[str]:
 
 
 def _options_fault(options: Any) -> str | None:
-    """What options would have to be, if these cannot be used."""
+    """Return what the options must be, or None if they can be used."""
     if not isinstance(options, list) or not all(map(_is_text, options)):
         return "a list of texts that are not empty"
     if not 2 <= len(options) <= len(ascii_uppercase):
@@ -130,7 +130,7 @@ def _question(entry: dict[str, Any], folder: Path) -> Question:
 
 
 def _bare(options: list[str]) -> list[str]:
-    """The options without their letters, where every one begins with its own."""
+    """Return the options without their letters, if every option begins with its own letter."""
     own = [f"{letter}." for letter in ascii_uppercase]
     if all(option.startswith(letter) and option[2:].strip() for option, letter in zip(options, own, strict=False)):
         options = [option[2:] for option in options]
@@ -138,10 +138,10 @@ def _bare(options: list[str]) -> list[str]:
 
 
 def _meant(answer: str, options: list[str]) -> set[str]:
-    """The letters of the options that an answer may mean."""
+    """Return the letters of the options that an answer may mean."""
     letters = ascii_uppercase[: len(options)]
     given = {letter for letter, option in zip(letters, options, strict=True) if _plain(option) == _plain(answer)}
-    lettered = {  # VideoMME's whole options are answers too
+    lettered = {  # VideoMME's answers may be whole options, with the letter
         letter
         for letter, option in zip(letters, options, strict=True)
         if answer.strip().rstrip(".").upper() == letter or _plain(answer) == _plain(f"{letter}. {option}")

@@ -1,4 +1,4 @@
-"""The whole path: a video file and a question in, an answer and a report out."""
+"""The whole path from a video file and a question to an answer and a report."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ from adatp_kernels.dispatch import Impl
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready to answer.
+    """A model that is ready to answer.
 
     Attributes:
-        name: what to call it.
-        model, processor: Hugging Face's.
+        name: name of the model, for reports.
+        model, processor: the Hugging Face objects.
         relevance: as `adatp.apply` takes it.
-        note: what the user should know of it, or None.
+        note: a note for the user about the model, or None.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Answer:
 
     Attributes:
         text: the answer.
-        tokens: generated tokens.
-        seconds: time to first token by stage: decoding, preprocessing, tower, relevance, prefill, other.
+        tokens: number of generated tokens.
+        seconds: time to the first token by stage: decoding, preprocessing, tower, relevance, prefill, other.
     """
 
     text: str
@@ -52,18 +52,18 @@ class Answer:
 
     @property
     def first_token(self) -> float:
-        """Time to first token, seconds."""
+        """Time to the first token, in seconds."""
         return sum(self.seconds.values())
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run brings.
+    """The result of a run.
 
     Attributes:
         pruned: the answer with the method.
-        report: what was kept.
-        unpruned: the answer without, where it was asked for.
+        report: the method's report: the tokens that it kept.
+        unpruned: the answer without pruning, or None if it was not requested.
     """
 
     pruned: Answer
@@ -74,10 +74,10 @@ class Result:
 def load(
     checkpoint: str | None, *, device: str, dtype: str, attention: str, relevance: Relevance | str | None
 ) -> Loaded:
-    """Load a checkpoint by name or path, or the built-in model for None.
+    """Load a checkpoint by name or path. None stands for the built-in model.
 
     Raises:
-        ValueError: the built-in model's files are not what they were.
+        InputError: a file of the built-in model is missing or has changed.
     """
     from transformers import AutoModelForImageTextToText
 
@@ -85,14 +85,14 @@ def load(
     if checkpoint is None:
         check(FOLDER)
         checkpoint, note = str(FOLDER / "model"), "the built-in model knows the videos of `adatp world`, and no others"
-        dtype = "float32" if dtype == "auto" else dtype  # it is kept in half precision
+        dtype = "float32" if dtype == "auto" else dtype  # its file holds float16
         relevance = str(FOLDER / "siglip") if relevance == "auto" else relevance
     model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, attn_implementation=attention)
     return Loaded(name, model.to(device).eval(), family_of(model).load_processor(checkpoint), relevance, note)
 
 
 def decode(video: str, frames: int) -> tuple[Clip, float]:
-    """Sample frames of a video file, and the seconds it took.
+    """Sample frames of a video file. Return the clip, and the seconds that this took.
 
     Raises:
         adatp.video.VideoError: the file cannot be used.
@@ -103,7 +103,7 @@ def decode(video: str, frames: int) -> tuple[Clip, float]:
 
 
 def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
-    """A question about a clip as the model takes it, on its device."""
+    """Return the model's inputs for a question about a clip, on its device."""
     conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
     prompt = loaded.processor.apply_chat_template(conversation, add_generation_prompt=True)
     inputs = loaded.processor(text=prompt, videos=[clip.frames], video_metadata=[clip.metadata], return_tensors="pt")
@@ -114,14 +114,14 @@ def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
 def generate(
     loaded: Loaded, inputs: Any, max_new_tokens: int, *, choices: Sequence[str] = (), streamer: Any = None
 ) -> tuple[str, int]:
-    """What the model says to a prompt, greedily, and how many tokens that took.
+    """Answer a prompt by greedy decoding. Return the text and its number of tokens.
 
     Args:
         loaded: the model.
-        inputs: of one prompt.
-        max_new_tokens: length of the answer, at most.
-        choices: what it may say; anything, where there are none.
-        streamer: as Hugging Face's.
+        inputs: inputs of one prompt.
+        max_new_tokens: largest number of tokens of the answer.
+        choices: the allowed answers; if empty, every answer is allowed.
+        streamer: as in Hugging Face's `generate`.
     """
     length = inputs["input_ids"].shape[1]
     output = loaded.model.generate(
@@ -137,7 +137,7 @@ def generate(
 
 
 def _only(tokenizer: Any, choices: Sequence[str], length: int) -> Callable[[int, Tensor], list[int]]:
-    """For Hugging Face's `generate`: the tokens that go on with one of the choices, behind a prompt of that length."""
+    """Return a `prefix_allowed_tokens_fn` for `generate`: it allows only the choices, after a prompt of that length."""
     ways = [[*tokenizer.encode(choice, add_special_tokens=False), tokenizer.eos_token_id] for choice in choices]
 
     def allowed(_: int, ids: Tensor) -> list[int]:
@@ -160,16 +160,16 @@ def run(
     impl: Impl,
     tell: Callable[[str], None],
 ) -> Result:
-    """Answer a question about a video, greedily.
+    """Answer a question about a video by greedy decoding.
 
     Args:
         clip: the sampled frames.
-        decoding: seconds that took.
-        question: what to ask.
+        decoding: seconds that decoding the video took.
+        question: the question.
         loaded: the model.
-        method: how tokens are dropped.
+        method: the method to prune with.
         flops: see `adatp.apply`.
-        max_new_tokens: length of the answer, at most.
+        max_new_tokens: largest number of tokens of the answer.
         compare: whether to run the unpruned model too.
         impl: implementation of the three operations.
         tell: called with the name of each step as it begins.
@@ -179,7 +179,7 @@ def run(
     inputs = inputs_of(loaded, clip, question)
     before = {"decoding": decoding, "preprocessing": now() - begin}
 
-    # The first call of a model pays for much that later ones do not. Where two are compared, both must find it paid.
+    # The first call of a model is slower than later ones. For a fair comparison, neither timed call is the first.
     tell("warming up")
     text_only = {name: inputs[name][:, -1:] for name in ("input_ids", "attention_mask")}
     loaded.model.generate(**(inputs if compare else text_only), max_new_tokens=1, do_sample=False)
@@ -208,7 +208,7 @@ def _timed(
     with Stopwatch(stages) as watch:
         begin = now()
         text, tokens = generate(loaded, inputs, max_new_tokens, streamer=first)
-    assert first.at is not None, "generate always puts out a token"
+    assert first.at is not None, "generate always returns a token"
     seconds = {**before, **watch.seconds}
     seconds["other"] = max(0.0, first.at - begin - sum(watch.seconds.values()))
     return Answer(text, tokens, seconds)

@@ -181,7 +181,7 @@ class TestAnswers:
         assert letter_tokens(self.tokenizer({"A": [7, 9], " A": [1, 7, 9]}), "A") == {"A": [7]}
 
     def test_letters_that_begin_alike_are_refused(self):
-        with pytest.raises(ValueError, match="two of the letters AB with one token"):
+        with pytest.raises(ValueError, match="letters AB must begin with different tokens"):
             letter_tokens(self.tokenizer({"A": [1, 7], " A": [1, 7], "B": [1, 8], " B": [1, 8]}), "AB")
 
     @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_options_and_answer_may_be_left_out_or_null(folder, left_out):
         ({"options": ["x"]}, "options must be 2 to 26, got"),
         ({"options": [str(i) for i in range(27)]}, "options must be 2 to 26, got"),
         ({"options": ["x", "y", "X "]}, "options must be all different"),
-        ({"anwser": "B"}, "has an unknown key 'anwser'; known are video, question, options, answer"),
+        ({"anwser": "B"}, "has an unknown key 'anwser'; the known keys are video, question, options, answer"),
     ],
 )
 def test_what_is_wrong_with_an_entry(folder, change, message):
@@ -113,10 +113,10 @@ def test_all_that_is_wrong_is_told_at_once(folder):
 def test_lines_that_are_no_json(folder):
     path = folder / "questions.jsonl"
     path.write_text(f"{json.dumps(CHOICE)}\n{{'video'}}\n{json.dumps({**CHOICE, 'answer': 'D'})}\n", encoding="utf-8")
-    with pytest.raises(ValueError, match=r"(?s)line 2: is no JSON.*line 3: answer 'D'"):
+    with pytest.raises(ValueError, match=r"(?s)line 2: is not valid JSON.*line 3: answer 'D'"):
         load_questions(path)
     path.write_text("[1,", encoding="utf-8")
-    with pytest.raises(ValueError, match="is no JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         load_questions(path)
 
 

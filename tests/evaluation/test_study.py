@@ -91,7 +91,7 @@ class TestBootstrap:
 
     @pytest.mark.parametrize("counts", [(0, 0, 0), (1, 2, 1), (1, 1, 2)])
     def test_refused(self, counts):
-        with pytest.raises(ValueError, match="one entry a question, got"):
+        with pytest.raises(ValueError, match="one entry for each question, at least one, got"):
             paired_difference(*([True] * n for n in counts))
 
 

@@ -1,1 +1,1 @@
-"""The figures of the paper, and what comes of its settings here."""
+"""The figures of the paper, and ours for the same settings."""

@@ -1,4 +1,4 @@
-"""The FLOPs columns of the paper's Tab. 1, 2 and 3: its figures, and what its settings cost here."""
+"""The FLOPs columns of the paper's Tab. 1, 2 and 3: the paper's figures, and ours for the same settings."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ MODELS = {  # the paper's names
     "LLaVA-Video-7B": "llava-video-7b",
 }
 ABLATED = "onevision-0.5b"  # the model of Tab. 2 and 3 (section 4.3)
-KEEP = {2.0: 0.5, 1.5: 0.375, 1.0: 0.25}  # FastV's, by the p it stands beside (A.1)
-MERGED = {2.0: 0.7, 1.5: 0.9, 1.0: 0.95}  # DyCoke's K, likewise
-CLOSE = 1.0  # points within which a figure counts as met
-MOST_TEXT = 2000  # text tokens that a prompt may have where their number is free
+KEEP = {2.0: 0.5, 1.5: 0.375, 1.0: 0.25}  # FastV's keep, by the p of AdaTP in the same group (A.1)
+MERGED = {2.0: 0.7, 1.5: 0.9, 1.0: 0.95}  # DyCoke's K, by the same p
+CLOSE = 1.0  # a figure within so many points of the paper's counts as reproduced
+MOST_TEXT = 2000  # largest number of text tokens that a search tries
 COUNTED = (
     "FLOPs of one prefill in percent of the unpruned one's, counted by PyTorch's FlopCounterMode on the meta device "
     "for the published configurations. linear: the decoder's linear layers; with attention: and its two matrix "
@@ -35,12 +35,12 @@ COUNTED = (
 
 
 class Shares(NamedTuple):
-    """FLOPs of a prefill in percent of the unpruned one's, by what is counted.
+    """FLOPs of a prefill in percent of the unpruned prefill's, by three ways of counting.
 
     Attributes:
         linear: the decoder's linear layers.
-        with_attention: these, and the two matrix products of its attention.
-        with_tower: these, the vision tower and the projector.
+        with_attention: `linear`, and the two matrix products of the decoder's attention.
+        with_tower: `with_attention`, and the vision tower and the projector.
     """
 
     linear: float
@@ -50,20 +50,20 @@ class Shares(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What a method costs on a model, beside the paper's figure.
+    """The cost of a method on a model, beside the paper's figure.
 
     Attributes:
-        table: its number in the paper.
+        table: number of the table in the paper.
         model: a key of `MODEL_SHAPES`.
-        method: with its settings.
-        paper: the figure, percent; None where the paper has none.
-        ours: percent.
-        kind: "deterministic"; "bound", where the settings allow that much and a video's content decides what is left
-            of it; or "run", on a video.
-        p: AdaTP's in the group of Tab. 1 that the row stands in; None where there is no group.
-        fitted: whether the method has no settings of the paper's, but those that come nearest to a figure of it.
-        video: what was run.
-        note: what there is to say of the figures.
+        method: the method with its settings.
+        paper: the paper's figure in percent; None if the paper has none.
+        ours: our figures in percent.
+        kind: "deterministic" if the settings decide the cost; "bound" if they give an upper bound and the video decides
+            the cost; "run" for a run on a video.
+        p: the p of AdaTP in the row's group of Tab. 1; None if there is no group.
+        fitted: whether the settings are not the paper's, but were fitted to one of its figures.
+        video: the video of a run.
+        note: a note on the figures.
     """
 
     table: int
@@ -79,16 +79,16 @@ class Row:
 
     @property
     def difference(self) -> float | None:
-        """Ours, of linear layers, minus the paper's, points."""
+        """Our figure for linear layers minus the paper's, in points."""
         return None if self.paper is None else self.ours.linear - self.paper
 
     @property
     def is_check(self) -> bool:
-        """Whether the paper states the figure and all that it follows from."""
+        """Whether the paper states the figure and all settings behind it."""
         return self.kind == "deterministic" and self.paper is not None and not self.fitted
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
+        """Return JSON-ready values."""
         return {
             "table": self.table,
             "model": self.model,
@@ -105,20 +105,20 @@ class Row:
 
 
 class Counter:
-    """What token counts cost on the published models, by their names; a layer is counted once at each length."""
+    """The cost of token counts on the published models, by their names. Each layer is counted once at each length."""
 
     def __init__(self) -> None:
         self._prefills: dict[str, PrefillCounter] = {}
         self._towers: dict[str, int] = {}
 
     def __call__(self, model: str, counts: Sequence[int]) -> Shares:
-        """The shares of a prefill with that many visual tokens at the input of each layer."""
+        """Return the shares of a prefill with these numbers of visual tokens at the layers' inputs."""
         flops, tower = self.prefill(model, counts), self.tower(model)
         pruned, full = flops.linear + flops.attention, flops.linear_full + flops.attention_full
         return Shares(100 * flops.ratio, 100 * flops.ratio_with_attention, 100 * (pruned + tower) / (full + tower))
 
     def prefill(self, model: str, counts: Sequence[int]) -> Flops:
-        """FLOPs of the decoder."""
+        """Return the FLOPs of the decoder."""
         from transformers import Qwen2Config
 
         shape = MODEL_SHAPES[model]
@@ -128,7 +128,7 @@ class Counter:
         return self._prefills[model](lengths, shape.visual_tokens + shape.text_tokens)
 
     def tower(self, model: str) -> int:
-        """FLOPs of the vision tower and the projector."""
+        """Return the FLOPs of the vision tower and the projector."""
         if model not in self._towers:
             shape = MODEL_SHAPES[model]
             self._towers[model] = tower_flops(shape.frames, shape.text_config["hidden_size"])
@@ -136,7 +136,7 @@ class Counter:
 
 
 def load_paper() -> dict[str, Any]:
-    """The paper's Tab. 1 to 4: FLOPs in percent of the unpruned model's, accuracies in percent."""
+    """Load the paper's Tab. 1 to 4: FLOPs in percent of the unpruned model's, accuracies in percent."""
     tables: dict[str, Any] = json.loads(
         files("adatp.evaluation.paper").joinpath("tables.json").read_text(encoding="utf-8")
     )
@@ -144,23 +144,23 @@ def load_paper() -> dict[str, Any]:
 
 
 def published_rows(count: Counter) -> list[Row]:
-    """The rows of Tab. 1, 2 and 3, as far as settings decide them, and methods of ours that Tab. 1 lacks."""
+    """Return the rows of Tab. 1, 2 and 3 that follow from settings alone, and methods of ours that Tab. 1 lacks."""
     paper = load_paper()
     rows = [*_table1(paper["table1"], count), *_table2(paper["table2"], count), *_table3(paper["table3"], count)]
     return [replace(row, note=row.note or explain(row, rows)) for row in rows]
 
 
 def open_settings(rows: Sequence[Row], model: str) -> list[AdaTP]:
-    """AdaTP as the rows of a model have it where a video decides the cost; each setting once."""
+    """Return the settings of AdaTP whose cost depends on the video, from the rows of a model; each setting once."""
     return list(dict.fromkeys(_resolved(row) for row in rows if row.kind == "bound" and row.model == model))
 
 
 def with_runs(rows: Sequence[Row], runs: Mapping[tuple[str, AdaTP], Mapping[str, Sample]], count: Counter) -> list[Row]:
-    """The rows, each bound followed by the runs that there are of it.
+    """Return the rows with runs: each bound is followed by its runs.
 
     Args:
-        rows: of `published_rows`.
-        runs: what was kept, by model and one of its `open_settings`, and by video.
+        rows: as `published_rows` returns them.
+        runs: the samples, by (model, one of its `open_settings`) and then by video.
         count: as for `published_rows`.
     """
     mixed = []
@@ -175,21 +175,21 @@ def with_runs(rows: Sequence[Row], runs: Mapping[tuple[str, AdaTP], Mapping[str,
 
 
 def _resolved(row: Row) -> AdaTP:
-    """The method with its last layer written out: a run serves Tab. 1 and Tab. 3."""
-    assert isinstance(row.method, AdaTP), "of no other method does content decide the cost"
+    """Return the method with an explicit last layer, so that one run serves Tab. 1 and Tab. 3."""
+    assert isinstance(row.method, AdaTP), "only AdaTP's cost depends on the video"
     return replace(row.method, last=row.method.last_of(MODEL_SHAPES[row.model].layers))
 
 
 def mean_differences(rows: Sequence[Row]) -> Shares:
-    """How far each way of counting is from the paper: mean absolute difference of the rows that check it, points."""
+    """Compute the mean absolute difference to the paper for each way of counting, in points, over the checked rows."""
     checks = [row for row in rows if row.is_check]
     return Shares(*(fmean(_distance(row, way) for row in checks) for way in range(len(Shares._fields))))
 
 
 def least_differences(rows: Sequence[Row], count: Counter) -> Shares:
-    """The same, where each model and way of counting has the number of text tokens that suits it best.
+    """Compute the same with the best number of text tokens for each model and way of counting.
 
-    That number is in `MODEL_SHAPES` as it suits linear layers: without this, they would be judged by their own fit.
+    The numbers in `MODEL_SHAPES` were fitted to linear layers. This makes the comparison with the other ways fair.
     """
     text = np.arange(MOST_TEXT + 1)[:, None]
     gaps = []
@@ -207,17 +207,17 @@ def least_differences(rows: Sequence[Row], count: Counter) -> Shares:
 
 
 def _costs(lengths: Any, per_token: float, per_pair: float, tower: float) -> Any:
-    """`[ways, texts]` FLOPs, by the ways of `Shares`, of `[texts, layers]` lengths."""
+    """Compute the FLOPs of `[texts, layers]` lengths in the ways of `Shares`, `[ways, texts]`."""
     linear, attention = per_token * lengths.sum(1), per_pair * (lengths**2).sum(1)
     return np.stack([linear, linear + attention, linear + attention + tower])
 
 
 def explain(row: Row, rows: Sequence[Row]) -> str:
-    """Why a row that should meet the paper's figure does not; empty where it does, or nothing says that it should.
+    """Explain why a row differs from the paper's figure; return "" if it agrees, or if it is no check.
 
     Args:
-        row: to explain.
-        rows: what to compare it with.
+        row: the row to explain.
+        rows: the rows to compare it with.
     """
     if not row.is_check or row.paper is None or _distance(row) <= CLOSE:
         return ""
@@ -244,21 +244,21 @@ def explain(row: Row, rows: Sequence[Row]) -> str:
 
 
 def _distance(row: Row, way: int = 0) -> float:
-    """From the paper's figure, points; `way` is an index of `Shares`."""
+    """Return the distance from the paper's figure in points; `way` is an index of `Shares`."""
     assert row.paper is not None
     return abs(row.ours[way] - row.paper)
 
 
 def _setting(method: Method) -> float:
-    """The value of the knob."""
+    """Return the value of the knob, the method's main setting."""
     assert method.knob is not None
     return float(method.settings()[method.knob])
 
 
 def _row(count: Counter, table: int, model: str, method: Method, paper: float | None, **more: Any) -> Row:
-    """What the settings alone decide."""
+    """Return the row that follows from the settings alone."""
     shape = MODEL_SHAPES[model]
-    # segments alone only move what is kept: their quotas add up to the schedule's
+    # segments alone do not change the count: their quotas add up to the schedule's
     open_ended = isinstance(method, AdaTP) and (method.global_debias or method.local_debias)
     ours = count(model, method.counts(shape, shape.layers))
     return Row(table, model, method, paper, ours, "bound" if open_ended else "deterministic", **more)
@@ -284,7 +284,7 @@ def _table1(figures: Sequence[dict[str, Any]], count: Counter) -> Iterator[Row]:
 
 
 def _fit(figure: float, shape: ModelShape) -> tuple[VisionZip, str]:
-    """VisionZip at the whole number of patches a frame that costs nearest to `figure` percent."""
+    """Fit VisionZip's number of patches a frame to `figure` percent of the FLOPs. Return the method and a note."""
     patches = shape.grid[0] ** 2
 
     def distance(left: int) -> float:

@@ -1,4 +1,4 @@
-"""The published models that the paper measures, as far as their prefill's cost goes."""
+"""The shapes of the published models in the paper, from which the cost of their prefill follows."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ class ModelShape(VideoGrid):
 
     Attributes:
         text_config: arguments of its `Qwen2Config`.
-        videos: frames of its one video.
+        videos: number of frames of its one video.
         grid: rows and columns of a frame's tokens.
-        text_tokens: prompt tokens beside the visual ones that reproduce the paper's figures.
+        text_tokens: number of non-visual prompt tokens that reproduces the paper's figures.
     """
 
     text_config: dict[str, int]
@@ -51,9 +51,9 @@ MODEL_SHAPES = {
 
 
 def shape_flops(shape: ModelShape, method: Method, text_tokens: int) -> tuple[Flops, list[int]]:
-    """FLOPs of a published model as far as the settings of a method decide, and the tokens at every layer's input.
+    """Compute the FLOPs of a published model under a method's settings, and the tokens at every layer's input.
 
-    For AdaTP an upper bound: only a video can be deduplicated.
+    For AdaTP this is an upper bound, because deduplication depends on the video.
     """
     from transformers import Qwen2Config
 

@@ -1,4 +1,4 @@
-"""A narrow model in a published one's place: its layers, frames and tokens, so its schedule; weights are random."""
+"""A narrow stand-in for a published model: same layers, frames and tokens, so the same schedule; random weights."""
 
 import torch
 from transformers import LlavaOnevisionConfig
@@ -12,10 +12,10 @@ PATCHES = 27  # a side of a frame in SigLIP, before pooling
 
 
 def load_standin(shape: ModelShape, attention: str = "sdpa") -> Untrained:
-    """The untrained model, laid out like a published one, in fp32 on the CPU.
+    """Load an untrained model with the layout of a published one, in fp32 on the CPU.
 
     Args:
-        shape: whose layers and grid of tokens to have.
+        shape: the published model, whose number of layers and token grid the stand-in has.
         attention: Hugging Face's `attn_implementation`.
     """
     standin = load_untrained(layers=shape.layers, image_size=14 * PATCHES, attention=attention)
@@ -24,7 +24,7 @@ def load_standin(shape: ModelShape, attention: str = "sdpa") -> Untrained:
 
 
 def llava_video_config(onevision: LlavaOnevisionConfig, pool: str) -> LlavaVideoConfig:
-    """A LLaVA-OneVision's configuration as a LLaVA-Video's, with `pool` as its `spatial_pool_mode`."""
+    """Convert a LLaVA-OneVision configuration to a LLaVA-Video one, with `pool` as its `spatial_pool_mode`."""
     names = ("vision_config", "text_config", "image_token_index", "video_token_index", "image_grid_pinpoints")
     return LlavaVideoConfig(**{name: getattr(onevision, name) for name in names}, spatial_pool_mode=pool)
 
@@ -32,17 +32,17 @@ def llava_video_config(onevision: LlavaOnevisionConfig, pool: str) -> LlavaVideo
 def as_llava_video(
     onevision: Untrained, *, pool: str = "average", attention: str = "sdpa", add_time_instruction: bool = True
 ) -> Untrained:
-    """A LLaVA-Video with the weights and the tokenizer of a LLaVA-OneVision: newlines end the rows of its frames.
+    """Convert a LLaVA-OneVision to a LLaVA-Video with the same weights and tokenizer. Its rows end with newline tokens.
 
     Args:
-        onevision: as `load_untrained` makes it.
+        onevision: as `load_untrained` returns it.
         pool: `LlavaVideoConfig`'s `spatial_pool_mode`.
         attention: Hugging Face's `attn_implementation`.
         add_time_instruction: see `LlavaVideoProcessor`.
     """
     model, parts = onevision.model, onevision.processor
     config = llava_video_config(model.config, pool)
-    with torch.random.fork_rng(devices=[]):  # the caller's random state is left alone
+    with torch.random.fork_rng(devices=[]):  # keeps the caller's random state
         video = LlavaVideoForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
     video.load_state_dict(model.state_dict())
     video.generation_config = model.generation_config

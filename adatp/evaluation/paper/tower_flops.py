@@ -1,4 +1,4 @@
-"""FLOPs of what stands before the language model, counted as `adatp.flops` counts: no method prunes it."""
+"""FLOPs of the vision tower and the projector, which no method prunes. They are counted as in `adatp.flops`."""
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,11 +7,11 @@ from adatp.models.siglip import LLAVA_TOWER
 
 
 def tower_flops(frames: int, hidden_size: int) -> int:
-    """FLOPs of the vision tower and the projector; a multiply-add counts as two.
+    """Count the FLOPs of the vision tower and the projector; a multiply-add counts as two.
 
     Args:
-        frames: of the video. Each is encoded by itself and projected before it is pooled.
-        hidden_size: of the language model.
+        frames: number of frames. Each is encoded on its own and projected before pooling.
+        hidden_size: hidden size of the language model.
     """
     from transformers import LlavaOnevisionConfig, Qwen2Config, SiglipVisionConfig, SiglipVisionModel
     from transformers.models.llava_onevision.modeling_llava_onevision import LlavaOnevisionMultiModalProjector
