@@ -1,1 +1,1 @@
-"""Where the model looks, and what is left of what it sees: the paper's figures, from any clip."""
+"""The paper's figures for any clip: where the model attends, and which tokens pruning keeps."""

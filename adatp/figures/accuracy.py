@@ -7,11 +7,11 @@ _MARKERS = "os^Dvp*Xh"
 
 
 def draw_accuracy(path: Path, study: dict[str, Any]) -> None:
-    """Every method's accuracy at its costs, AdaTP's thick, with the unpruned model's as a line.
+    """Draw the accuracy of every method at its costs: AdaTP with a thick line, the unpruned model as a dotted line.
 
     Args:
-        path: where to; ends in .png.
-        study: what `adatp.evaluation.accuracy_summary.summarise` gives.
+        path: file to write; ends in .png.
+        study: the values that `adatp.evaluation.accuracy_summary.summarise` returns.
     """
     from matplotlib.figure import Figure
 

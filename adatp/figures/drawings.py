@@ -1,4 +1,4 @@
-"""The paper's figures of attention bias and of what pruning keeps, as PNGs. Plain arrays in, a file out."""
+"""The paper's figures of attention bias and of kept tokens, as PNGs. Each function takes arrays and writes a file."""
 
 import math
 import textwrap
@@ -11,9 +11,9 @@ from PIL import Image
 from adatp.evaluation.bias import Bias
 from adatp.figures.overlay import veil
 
-LAYERS = 32  # most that are drawn, evenly chosen
-ACROSS = 16  # frames side by side
-# Okabe and Ito's colours, told apart with any colour vision; the paper's red and green
+LAYERS = 32  # largest number of layers in a figure, evenly chosen
+ACROSS = 16  # number of frames side by side
+# similar to the paper's red and green; Okabe and Ito's colours, distinct with any colour vision
 COLOURS = {Bias.ENDS: "#d55e00", Bias.POSITION: "#009e73", Bias.BOTH: "#5b3fa8", Bias.NEITHER: "#7d848d"}
 NAMES = {
     Bias.ENDS: "at the ends (global bias)",
@@ -26,12 +26,12 @@ _FRAME_WIDTH, _GAP = 160, 4  # pixels
 
 
 def draw_per_frame(path: Path, per_frame: np.ndarray, title: str) -> None:
-    """Figures 2 and 7.
+    """Draw figures 2 and 7: the attention to each frame.
 
     Args:
-        path: where to; ends in .png.
-        per_frame: `[N, n]` attention to each frame, as `adatp.evaluation.bias.per_frame` gives it.
-        title: what was asked of which model.
+        path: file to write; ends in .png.
+        per_frame: `[N, n]` attention to each frame, as `adatp.evaluation.bias.per_frame` returns it.
+        title: the question and the model.
     """
     figure, panels = _panels(per_frame, columns=4, cell=(3.0, 1.25), title=title)
     for layer, axis in panels.items():
@@ -45,12 +45,14 @@ def draw_per_frame(path: Path, per_frame: np.ndarray, title: str) -> None:
 
 
 def draw_per_position(path: Path, per_position: np.ndarray, title: str) -> None:
-    """Figures 3 and 6; a column more than there are rows holds newlines, and stands apart.
+    """Draw figures 3 and 6: the attention to each position.
+
+    If there is one more column than rows, the last column holds newlines. It is drawn apart from the others.
 
     Args:
-        path: where to; ends in .png.
-        per_position: `[N, rows, columns]` over the mean, as `adatp.evaluation.bias.per_position` gives it.
-        title: what was asked of which model.
+        path: file to write; ends in .png.
+        per_position: `[N, rows, columns]` over the mean, as `adatp.evaluation.bias.per_position` returns it.
+        title: the question and the model.
     """
     _, rows, columns = per_position.shape
     figure, panels = _panels(per_position, columns=8, cell=(1.45, 1.5), title=title)
@@ -68,13 +70,13 @@ def draw_per_position(path: Path, per_position: np.ndarray, title: str) -> None:
 
 
 def draw_top_tokens(path: Path, scores: np.ndarray, kinds: np.ndarray, title: str) -> None:
-    """Figure 1, of every layer: the scores along the sequence, the top 10 % coloured.
+    """Draw figure 1 for every layer: the scores along the sequence, with the top 10 % in colour.
 
     Args:
-        path: where to; ends in .png.
+        path: file to write; ends in .png.
         scores: `[N, n, c]`.
-        kinds: `[N, n, c]` as `adatp.evaluation.bias.classify` gives them.
-        title: what was asked of which model.
+        kinds: `[N, n, c]` as `adatp.evaluation.bias.classify` returns them.
+        title: the question and the model.
     """
     figure, panels = _panels(scores, columns=2, cell=(6.0, 0.95), title=title)
     for layer, axis in panels.items():
@@ -96,13 +98,13 @@ def draw_top_tokens(path: Path, scores: np.ndarray, kinds: np.ndarray, title: st
 
 
 def draw_kept(path: Path, frames: np.ndarray, kept: dict[str, np.ndarray], title: str) -> None:
-    """Figure 5: the frames under each method's veil.
+    """Draw figure 5: the frames of each method, with dropped tokens in white.
 
     Args:
-        path: where to; ends in .png.
+        path: file to write; ends in .png.
         frames: `[n, H, W, 3]` uint8.
         kept: `[n, rows, columns]` bool, by the method's name.
-        title: what was asked of which model, and which layer's input it is.
+        title: the question, the model, and the layer whose input is drawn.
     """
     height = round(_FRAME_WIDTH * frames.shape[1] / frames.shape[2])
     small = [np.asarray(Image.fromarray(f).resize((_FRAME_WIDTH, height), Image.Resampling.LANCZOS)) for f in frames]
@@ -120,7 +122,7 @@ def draw_kept(path: Path, frames: np.ndarray, kept: dict[str, np.ndarray], title
 
 
 def _sheet(pictures: list[np.ndarray]) -> np.ndarray:
-    """Pictures of one size, `ACROSS` side by side, on white."""
+    """Join pictures of one size on white, `ACROSS` of them side by side."""
     height, width = pictures[0].shape[:2]
     across = min(ACROSS, len(pictures))
     down = math.ceil(len(pictures) / across)
@@ -132,7 +134,7 @@ def _sheet(pictures: list[np.ndarray]) -> np.ndarray:
 
 
 def _panels(values: np.ndarray, columns: int, cell: tuple[float, float], title: str) -> tuple[Any, dict[int, Any]]:
-    """A figure with axes for each layer that is drawn, `cell` inches each."""
+    """Return a figure, and by layer the axes of each drawn layer, `cell` inches each."""
     depth = len(values)
     shown = sorted(set(np.linspace(0, depth - 1, min(depth, LAYERS)).round().astype(int).tolist()))
     columns = min(columns, len(shown))
@@ -151,7 +153,7 @@ def _panels(values: np.ndarray, columns: int, cell: tuple[float, float], title: 
 
 def _title(figure: Any, title: str) -> None:
     lines = textwrap.fill(title, width=round(9 * figure.get_figwidth()))
-    figure.suptitle(lines, fontsize=9, parse_math=False)  # a question may hold dollars
+    figure.suptitle(lines, fontsize=9, parse_math=False)  # a question may contain dollar signs
 
 
 def _figure(inches: tuple[float, float]) -> Any:

@@ -1,4 +1,4 @@
-"""Frames with their dropped tokens veiled in white, as in the paper's figure 5."""
+"""Frames with their dropped tokens in white, as in the paper's figure 5."""
 
 import math
 from collections.abc import Sequence
@@ -13,24 +13,24 @@ COLUMNS = 8
 VEIL = 0.82  # opacity of the white over a dropped token
 NEWLINE = 60  # grey of a newline token
 SIGNIFICANT, ORDINARY = "#d95f02", "#9aa0a6"
-_WIDTH = 320  # pixels a frame is drawn with
+_WIDTH = 320  # width of a drawn frame, in pixels
 
 
 def default_layers(sample: Sample) -> list[int]:
-    """The layers worth a look: the first pruned one and the first with the final count."""
+    """Return the layers to draw by default: the first pruned one, and the first with the final count."""
     return sorted({sample.first_cut, sample.kept.index(sample.kept[-1])})
 
 
 def veil(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
-    """One frame with white over its dropped tokens.
+    """Cover the dropped tokens of one frame with white.
 
     Args:
         frame: `[H, W, 3]` uint8.
-        kept: `[rows, columns]` bool, the frame's token grid. Columns beyond the rows stand for newlines, and are drawn
-            as a margin on the right.
+        kept: `[rows, columns]` bool, the frame's token grid. If there are more columns than rows, the last ones stand
+            for newlines; they are drawn as a margin on the right.
 
     Returns:
-        `[H, W', 3]` uint8, W' with the margin.
+        `[H, W', 3]` uint8; W' includes the margin.
     """
     rows, columns = kept.shape
     margin = frame.shape[1] * (columns - rows) // rows
@@ -42,14 +42,14 @@ def veil(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
 
 
 def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample: Sample, layers: Sequence[int]) -> None:
-    """Write the frames at each of the layers to a PNG; significant segments are framed in orange.
+    """Draw the frames at the inputs of some layers to a PNG. Significant segments have an orange frame.
 
     Args:
-        path: where to; ends in .png.
+        path: file to write; ends in .png.
         frames: `[n, H, W, 3]` uint8.
-        times: n seconds.
-        sample: what was kept of them.
-        layers: which layers' inputs to draw.
+        times: n times in seconds, one for each frame.
+        sample: the tokens that were kept.
+        layers: the layers whose inputs to draw.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -1,4 +1,4 @@
-"""One HTML page that shows where a model looks and what each method keeps; it needs no server and no network."""
+"""An HTML page with a model's attention and the tokens that methods keep. It needs no server and no network."""
 
 import base64
 import io
@@ -21,21 +21,21 @@ from adatp.hf.attention_map import AttentionMap
 from adatp.report import Sample
 from adatp.video import Clip
 
-FRAME_SIDES = (640, 480, 384, 320, 256, 192, 128)  # pixels of a frame's longer side; the first that fits is taken ...
-FRAMES_BYTES = 1_500_000  # ... into this, all frames together
-_PLACE = "@STUDY@"  # where the template takes its data
+FRAME_SIDES = (640, 480, 384, 320, 256, 192, 128)  # pixels of a frame's longer side, in the order they are tried
+FRAMES_BYTES = 1_500_000  # largest size of all frames together
+_PLACE = "@STUDY@"  # the template's mark for the data
 
 
 @dataclass(frozen=True)
 class Run:
-    """A method on the clip.
+    """A method's run on the clip.
 
     Attributes:
-        name: how it is written.
-        settings: in a line.
-        answer: what the model said.
-        flops: FLOPs of the prefill over those of the unpruned one.
-        sample: what was kept.
+        name: name of the method, as it is shown.
+        settings: its settings, on one line.
+        answer: the model's answer.
+        flops: FLOPs of the prefill over those of the unpruned prefill.
+        sample: the tokens that were kept.
     """
 
     name: str
@@ -47,17 +47,17 @@ class Run:
 
 @dataclass(frozen=True)
 class Study:
-    """What the page shows.
+    """The content of the page.
 
     Attributes:
-        model: its name.
-        video: the file's name.
-        question: what was asked.
-        answer: what the unpruned model said.
+        model: name of the model.
+        video: name of the video file.
+        question: the question.
+        answer: the unpruned model's answer.
         clip: the frames.
-        attention: of the unpruned model.
-        runs: the methods, by what they are asked for as, in the order of the page.
-        notes: what a reader has to know to take nothing for more than it is.
+        attention: attention of the unpruned model.
+        runs: runs of the methods, by the name that selects the method, in the order of the page.
+        notes: notes for the reader on the limits of the results.
     """
 
     model: str
@@ -74,7 +74,7 @@ def write_page(path: Path, study: Study) -> None:
     """Write the page.
 
     Raises:
-        InputError: a run that does not have the frames, tokens and layers of the attention.
+        InputError: the layers, frames and tokens of a run differ from those of the attention.
     """
     for name, run in study.runs.items():
         shown, kept = tuple(study.attention.scores.shape), run.sample
@@ -84,7 +84,7 @@ def write_page(path: Path, study: Study) -> None:
                 f"got {(len(kept.kept), kept.frames, kept.tokens_per_frame)}"
             )
     before, after = files("adatp.figures").joinpath("page.html").read_text(encoding="utf-8").split(_PLACE)
-    # what the page's data holds cannot end the script element that it is in
+    # without "<", no text in the data can close the script element around it
     data = json.dumps(_study(study), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     path.write_text(f"{before}{data}{after}", encoding="utf-8")
 
@@ -126,7 +126,7 @@ def _attention(attention: AttentionMap) -> dict[str, Any]:
     ]
     return {
         "layers": layers,
-        "scores": _base64(levels.numpy().astype("<u2").tobytes()),  # of each layer's `most`, over the layer's mean
+        "scores": _base64(levels.numpy().astype("<u2").tobytes()),  # as shares of the layer's `most`
         "kinds": [_bits(found.kinds == kind) for kind in Bias if kind],
     }
 
@@ -150,7 +150,7 @@ def _run(name: str, run: Run) -> dict[str, Any]:
 
 
 def _jpegs(frames: np.ndarray) -> dict[str, Any]:
-    """`[n, H, W, 3]` uint8 frames, as large as all of them may be."""
+    """Encode `[n, H, W, 3]` uint8 frames, at the largest size that fits into `FRAMES_BYTES`."""
     height, width = frames.shape[1:3]
     for side in FRAME_SIDES:
         scale = min(1.0, side / max(height, width))
@@ -168,7 +168,7 @@ def _jpeg(frame: np.ndarray, size: tuple[int, int]) -> bytes:
 
 
 def _bits(masks: Tensor) -> str:
-    """`[N, n, c]` bool, a bit a token; each layer begins with a byte of its own."""
+    """Pack `[N, n, c]` bool to one bit for each token. Each layer begins at a new byte."""
     return _base64(np.packbits(masks.flatten(1).numpy(), axis=1).tobytes())
 
 
@@ -177,5 +177,5 @@ def _base64(data: bytes) -> str:
 
 
 def _short(values: Iterable[Any]) -> list[float]:
-    """Five digits are more than a pixel shows."""
+    """Round to five digits, which is finer than a pixel."""
     return [float(f"{float(value):.5g}") for value in values]

@@ -1,1 +1,1 @@
-"""Results as tables, for people and as plain values."""
+"""Results as tables for people, and as plain values for programs."""

@@ -34,14 +34,14 @@ class Ablated(NamedTuple):
     """Ablations that have run.
 
     Attributes:
-        model: its name.
-        machine: what it ran on.
-        questions: that were asked.
-        frames: of every clip, at most.
+        model: name of the model.
+        machine: the machine and the software, see `describe_machine`.
+        questions: the questions that were asked.
+        frames: largest number of frames of a clip.
         p: compression setting.
-        ablations: what was run ...
-        outcomes: ... and what came of it.
-        notes: what the user should know.
+        ablations: the ablations that ran.
+        outcomes: their results.
+        notes: notes for the user.
     """
 
     model: str
@@ -99,7 +99,7 @@ def _accuracy(own: Summary) -> str:
 
 
 def ablations_to_dict(own: Ablated) -> dict[str, Any]:
-    """The result of `adatp ablate` as JSON-ready values."""
+    """Convert the result of `adatp ablate` to JSON-ready values."""
     return {
         "model": own.model,
         "machine": own.machine,

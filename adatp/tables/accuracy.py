@@ -1,4 +1,4 @@
-"""A study for people: tables on a terminal and in Markdown, from what `summarise` gives."""
+"""A study for people: tables on a terminal and in Markdown, from the values that `summarise` returns."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from adatp.tables.ablation import TITLES
 from adatp.tables.heading import print_machine, print_notes
 from adatp.tables.tabulate import Rows, markdown_tables, print_tables
 
-FAR = 0.005  # of the FLOPs: what costs other than AdaTP by more is told
+FAR = 0.005  # a method whose share of FLOPs differs from AdaTP's by more is named below the tables
 
 
 def print_study(study: dict[str, Any], notes: Sequence[str]) -> None:
@@ -27,12 +27,12 @@ def print_study(study: dict[str, Any], notes: Sequence[str]) -> None:
 
 
 def markdown(study: dict[str, Any]) -> str:
-    """All tables in Markdown."""
+    """Return all tables in Markdown."""
     return f"{markdown_tables(_all(study))}\n\n{' '.join(caption(study))}\n"
 
 
 def caption(study: dict[str, Any]) -> list[str]:
-    """What the tables mean, and why a method has no number."""
+    """Return lines that explain the tables, and why a method has no number."""
     lines = [
         "FLOPs: of the prefill's linear layers, mean. In brackets: points gained on the unpruned model with their 95 % "
         "interval (paired bootstrap over clips). Every method is turned to cost on each question what AdaTP costs "
@@ -62,7 +62,7 @@ def _all(study: dict[str, Any]) -> list[tuple[str, Rows]]:
 
 
 def accuracy(study: dict[str, Any]) -> Rows:
-    """Every method at every budget."""
+    """Return the accuracy of every method at every budget, as rows."""
     settings = _settings(study)
     costs = [_row(study, "adatp", p)["flops"] for p in settings]
     head = ["method"] + [f"p = {p:g}: {cost:.1%} of the FLOPs" for p, cost in zip(settings, costs, strict=True)]
@@ -73,7 +73,7 @@ def accuracy(study: dict[str, Any]) -> Rows:
 
 
 def by_kind(study: dict[str, Any], p: float) -> Rows:
-    """Every method on every kind of question."""
+    """Return the accuracy of every method on every kind of question, as rows."""
     kinds = [f"{kind} ({n})" for kind, n in study["groups"].items()]
     rows = [["method", *kinds], ["unpruned", *map(_percent, study["unpruned"]["by_group"].values())]]
     for name in _names(study):
@@ -84,7 +84,7 @@ def by_kind(study: dict[str, Any], p: float) -> Rows:
 
 
 def biases(study: dict[str, Any]) -> Rows:
-    """Layer by layer: where the top tokens are, and the most favoured frame and position."""
+    """Return the place of the top tokens, and the frame and position with the most attention, for every layer."""
     own = study["biases"]
     rows = [["layer", "top 10 % in the first 4 frames", "in the last 4", "peak frame", "peak position (row, column)"]]
     for layer, (first, last, frames, positions) in enumerate(

@@ -69,7 +69,7 @@ def _cells(row: Row | Refused) -> list[str]:
 def comparison_to_dict(
     model: str, video: str, clip: Clip, question: str, compared: Comparison, notes: list[str]
 ) -> dict[str, Any]:
-    """The result of `adatp compare` as JSON-ready values; times in seconds."""
+    """Convert the result of `adatp compare` to JSON-ready values; times in seconds."""
     whole = _unpruned(compared).sample
     return {
         "model": model,
@@ -109,7 +109,7 @@ def _row_to_dict(row: Row | Refused) -> dict[str, Any]:
 
 
 def agreement_to_dict(own: Agreement) -> dict[str, Any]:
-    """As JSON-ready values; null for a KL divergence without bound."""
+    """Convert an agreement to JSON-ready values; an infinite KL divergence becomes null."""
     return {
         "kl_nats": own.kl if math.isfinite(own.kl) else None,
         "same_top": own.same_top,

@@ -14,7 +14,7 @@ from adatp.world.clips import FRAMES
 
 
 def print_demo(model: str, video: str, shown: Sequence[Shown], notes: Sequence[str]) -> None:
-    """Print questions, answers, and what they cost."""
+    """Print the questions, the answers, and the cost of each answer."""
     out, method = Console(highlight=False), shown[0].report.method
     assert method is not None
     print_notes(out, notes)

@@ -1,4 +1,4 @@
-"""The paper's FLOPs columns beside ours: JSON-ready, and as tables for people."""
+"""The paper's FLOPs columns beside ours: as tables for people, and as JSON-ready values."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -32,7 +32,7 @@ _SWITCHES = {"segments": "segments", "global_debias": "global", "local_debias": 
 
 
 def tables_to_dict(rows: Sequence[Row], count: Counter, notes: Sequence[str]) -> dict[str, Any]:
-    """Everything as JSON-ready values: shares in percent, differences in points."""
+    """Convert all rows to JSON-ready values: shares in percent, differences in points."""
     differences = mean_differences(rows)
     return {
         "counted": COUNTED,
@@ -46,7 +46,7 @@ def tables_to_dict(rows: Sequence[Row], count: Counter, notes: Sequence[str]) ->
 
 
 def print_tables(rows: Sequence[Row], count: Counter, notes: Sequence[str]) -> None:
-    """Print the tables, what they were counted by and which way of counting is the paper's."""
+    """Print the tables, the way of counting, and which way of counting fits the paper best."""
     console = Console(highlight=False)
     told = ", ".join(f"{shape.text_tokens} for {model}" for model, shape in MODEL_SHAPES.items())
     console.print(f"{COUNTED}: {told}.\n\n{MARKS}\n")
@@ -65,7 +65,7 @@ def print_tables(rows: Sequence[Row], count: Counter, notes: Sequence[str]) -> N
 
 
 def _nearest(differences: Shares) -> str:
-    """The way of counting that is nearest to the paper's figures, a field of `Shares`."""
+    """Return the way of counting that is nearest to the paper's figures, a field of `Shares`."""
     return min(zip(differences, Shares._fields, strict=True))[1]
 
 
@@ -84,7 +84,7 @@ def _print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
     for _, group in groupby(rows, key=lambda row: row.p):
         for row in group:
             mark = ""
-            if row.note and not row.fitted:  # a fit is explained once for all
+            if row.note and not row.fitted:  # `MARKS` explains all fits at once
                 mark = f" ({notes.setdefault(row.note, len(notes) + 1)})"
             at_most = "<= " if row.kind == "bound" else ""
             cells = [
@@ -102,7 +102,7 @@ def _print_table(console: Console, title: str, rows: Sequence[Row]) -> None:
 
 
 def _label(row: Row) -> str:
-    """The method and what is set, or the video of a run."""
+    """Return the method with its main setting, or the video of a run."""
     method, knob = row.method, row.method.knob
     if row.video is not None:
         return f"  {Path(row.video).name}"

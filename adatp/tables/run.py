@@ -17,7 +17,7 @@ from adatp.video import Clip
 
 
 def run_to_dict(model: str, question: str, clip: Clip, result: Result, notes: list[str]) -> dict[str, Any]:
-    """The result of `adatp run` as JSON-ready values; times in seconds."""
+    """Convert the result of `adatp run` to JSON-ready values; times in seconds."""
     return {
         "model": model,
         "question": question,
@@ -121,7 +121,7 @@ def _print_seconds(result: Result) -> None:
 
 
 def _runs(values: Any) -> list[tuple[str, int]]:
-    """Equal neighbours as one row: `[7, 7, 5]` to `[("0-1", 7), ("2", 5)]`."""
+    """Join equal neighbours to one row: `[7, 7, 5]` becomes `[("0-1", 7), ("2", 5)]`."""
     rows = []
     for value, group in groupby(enumerate(values), key=lambda item: item[1]):
         layers = [layer for layer, _ in group]

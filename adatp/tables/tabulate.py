@@ -1,4 +1,4 @@
-"""The one way of printing tables: strings, for a terminal and for Markdown alike."""
+"""Tables of strings for a terminal and for Markdown."""
 
 from collections.abc import Sequence
 
@@ -7,17 +7,17 @@ from rich.console import Console
 from rich.table import Table
 
 Row = list[str] | None  # cells, in Rich's markup; None begins a new section
-Rows = list[list[str]]  # the head, and what is below it
+Rows = list[list[str]]  # the head, and the rows below it
 
 
 def print_table(head: Sequence[str], rows: Sequence[Row], *, title: str | None = None, left: int = 1) -> None:
-    """Print a table as wide as it is: on a narrow terminal, and in a pipe, no digit is cut off.
+    """Print a table at its full width. No digit is cut off on a narrow terminal or in a pipe.
 
     Args:
         head: names of the columns.
-        rows: what is below them.
-        title: above the table.
-        left: columns that are aligned to the left; the others, numbers, to the right.
+        rows: rows below the head.
+        title: title above the table.
+        left: number of columns that are aligned to the left; the others hold numbers and are aligned to the right.
     """
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, name in enumerate(head):
@@ -33,13 +33,13 @@ def print_table(head: Sequence[str], rows: Sequence[Row], *, title: str | None =
 
 
 def print_tables(tables: Sequence[tuple[str, Rows]]) -> None:
-    """Print each with its title."""
+    """Print each table with its title."""
     for title, (head, *rows) in tables:
         print_table(head, rows, title=title)
 
 
 def markdown_tables(tables: Sequence[tuple[str, Rows]]) -> str:
-    """Each with its title, in Markdown."""
+    """Return all tables with their titles, in Markdown."""
     parts = []
     for title, (head, *rows) in tables:
         lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
