@@ -1,1 +1,1 @@
-"""The small Video LLM that comes with the package: LLaVA-OneVision's classes, trained on `adatp.world`."""
+"""The small Video LLM of the package: it has the classes of LLaVA-OneVision and was trained on `adatp.world`."""

@@ -1,4 +1,4 @@
-"""Parts of a LLaVA-OneVision made here: what every one has, whatever its size."""
+"""Common parts of the small LLaVA-OneVision models that this package makes, for any size."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ CHAT_TEMPLATE = (
     "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
     "<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")  # Qwen2's, and LLaVA's
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<video>")  # three of Qwen2, two of LLaVA
 
 
 def byte_level(model: Any) -> Tokenizer:
-    """A tokenizer of bytes around a BPE model, as Qwen2's is."""
+    """Make a byte-level tokenizer around a BPE model, like that of Qwen2."""
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -31,7 +31,7 @@ def byte_level(model: Any) -> Tokenizer:
 
 
 def fast_tokenizer(tokenizer: Tokenizer, padding_side: str, **settings: Any) -> PreTrainedTokenizerFast:
-    """The same for Hugging Face, with the special tokens, which must be in its vocabulary."""
+    """Wrap a tokenizer for Hugging Face and add the special tokens, which must be in its vocabulary."""
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<|endoftext|>",
@@ -46,13 +46,13 @@ def fast_tokenizer(tokenizer: Tokenizer, padding_side: str, **settings: Any) -> 
 def onevision_config(
     vision: SiglipVisionConfig, tower_layers: int, decoder: Any, tokenizer: PreTrainedTokenizerFast
 ) -> LlavaOnevisionConfig:
-    """The configuration of the whole model.
+    """Make the configuration of the whole model.
 
     Args:
-        vision: of the SigLIP.
-        tower_layers: of its layers, those that are the vision tower; LLaVA ships it without the last one and the head.
-        decoder: of the language model.
-        tokenizer: whose `<image>` and `<video>` stand for visual tokens.
+        vision: configuration of the SigLIP's vision model.
+        tower_layers: number of its layers in the vision tower. LLaVA leaves out the last layer and the head.
+        decoder: configuration of the language model.
+        tokenizer: tokenizer whose `<image>` and `<video>` stand for visual tokens.
     """
     return LlavaOnevisionConfig(
         vision_config=SiglipVisionConfig(
@@ -66,17 +66,17 @@ def onevision_config(
 
 
 def take_tower(model: Any, siglip: Any) -> None:
-    """Give the model's vision tower the SigLIP's own weights, which relevance continues."""
+    """Copy the SigLIP's weights to the model's vision tower, so that the relevance can continue from the tower."""
     model.model.vision_tower.load_state_dict(siglip.vision_model.state_dict(), strict=False)
 
 
 def onevision_processor(side: int, patch: int, tokenizer: PreTrainedTokenizerFast) -> TorchOnlyProcessor:
-    """The processor of a model.
+    """Make the processor of a model.
 
     Args:
-        side: of a frame, pixels.
-        patch: side of a patch, pixels.
-        tokenizer: of the prompts.
+        side: side of a frame, in pixels.
+        patch: side of a patch, in pixels.
+        tokenizer: tokenizer of the prompts.
     """
     size = {"height": side, "width": side}
     return TorchOnlyProcessor(
@@ -90,5 +90,5 @@ def onevision_processor(side: int, patch: int, tokenizer: PreTrainedTokenizerFas
 
 
 def _pinpoints(side: int) -> list[list[int]]:
-    """The sizes that an image may be cut into."""
+    """Return the sizes that an image may be cut into."""
     return [[side, side], [side, 2 * side]]

@@ -1,4 +1,4 @@
-"""The small model on disk: two Hugging Face checkpoints, the model's and its SigLIP's, and their checksums."""
+"""The small model on disk: two Hugging Face checkpoints (the model and its SigLIP), and their checksums."""
 
 import hashlib
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from adatp.errors import InputError
 
-FOLDER = Path(__file__).with_name("checkpoint")  # what the package brings
+FOLDER = Path(__file__).with_name("checkpoint")  # the model that comes with the package
 _SUMS = "SHA256SUMS"
 
 
@@ -14,9 +14,9 @@ def save_checkpoint(folder: Path, model: Any, processor: Any, siglip: Any, token
     """Write model and SigLIP in float16, and the checksums of all files.
 
     Args:
-        folder: to write to; `model` and `siglip` within it become checkpoints for `from_pretrained`.
-        model, processor: of the Video LLM.
-        siglip, tokenizer: that its tower continues in.
+        folder: folder to write to; `model` and `siglip` within it become checkpoints for `from_pretrained`.
+        model, processor: the Video LLM and its processor.
+        siglip, tokenizer: the SigLIP with the same vision tower, and its tokenizer.
     """
     model.half().save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
@@ -27,10 +27,10 @@ def save_checkpoint(folder: Path, model: Any, processor: Any, siglip: Any, token
 
 
 def check(folder: Path) -> None:
-    """Hold the files to their checksums.
+    """Compare the files with their checksums.
 
     Raises:
-        InputError: one is missing, changed, or was not there when the checksums were written.
+        InputError: a file is missing, has changed, or has no checksum.
     """
     wanted = {
         name: own for own, _, name in (line.partition("  ") for line in (folder / _SUMS).read_text().splitlines())
@@ -38,7 +38,7 @@ def check(folder: Path) -> None:
     found = {name: _sum(folder / name) for name in _files(folder)}
     for name in sorted(wanted.keys() | found.keys()):
         if wanted.get(name) != found.get(name):
-            state = "is missing" if name not in found else "is not as it was made"
+            state = "is missing" if name not in found else "does not match its checksum"
             raise InputError(f"the small model's {folder / name} {state}; restore it from the repository")
 
 

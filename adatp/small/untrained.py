@@ -1,7 +1,7 @@
-"""A small LLaVA-OneVision with random weights, of any shape: for tests, and as a stand-in where only shapes count.
+"""A small LLaVA-OneVision with random weights and any shape, for tests and for cases in which only shapes matter.
 
-Same classes, same processor, same layout as the published checkpoints; 18 decoder layers, so that the paper's schedule
-applies. What it answers means nothing.
+It has the classes, the processor and the layout of the published checkpoints. It has 18 decoder layers by default, so
+that the paper's schedule fits. Its answers mean nothing.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from transformers import (
 from adatp.relevance import Relevance
 from adatp.small.assemble import SPECIAL, byte_level, fast_tokenizer, onevision_config, onevision_processor, take_tower
 
-_TOWER_LAYERS = 3  # of SigLIP's four
+_TOWER_LAYERS = 3  # of the SigLIP's four layers
 
 
 class Untrained(NamedTuple):
@@ -39,13 +39,13 @@ def load_untrained(
     image_size: int = 196,
     attention: str = "sdpa",
 ) -> Untrained:
-    """Model, processor and aligned SigLIP with random weights, in fp32 on the CPU.
+    """Load a model, its processor and its aligned SigLIP with random weights, in fp32 on the CPU.
 
     Args:
-        seed: of the weights; the caller's random state is left alone.
-        layers: decoder layers.
-        heads, key_heads: of the decoder's attention.
-        image_size: side of a frame, pixels; patches are 14 pixels, pooled 2 x 2.
+        seed: seed of the weights; the caller's random state does not change.
+        layers: number of decoder layers.
+        heads, key_heads: numbers of query and key heads of the decoder's attention.
+        image_size: side of a frame, in pixels. Patches have a side of 14 pixels and are pooled 2 x 2.
         attention: Hugging Face's `attn_implementation`.
     """
     tokenizer = byte_tokenizer("left")
@@ -87,7 +87,7 @@ def load_untrained(
         torch.manual_seed(seed)
         siglip = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
         model = LlavaOnevisionForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
-    # bytes that are no printable ASCII would only garble the terminal
+    # bytes that are not printable ASCII would garble the terminal
     printable = {tokenizer.convert_tokens_to_ids(chr(c)) for c in range(33, 127)}
     printable |= {tokenizer.convert_tokens_to_ids("Ġ"), decoder.eos_token_id}
     model.generation_config.suppress_tokens = [i for i in range(len(tokenizer)) if i not in printable]
@@ -97,7 +97,7 @@ def load_untrained(
 
 
 def byte_tokenizer(padding_side: str) -> PreTrainedTokenizerFast:
-    """A token a byte, and Qwen2's special tokens."""
+    """Make a tokenizer with one token for each byte, and the special tokens."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
     return fast_tokenizer(byte_level(models.BPE(vocab=vocabulary, merges=[])), padding_side)

@@ -1,5 +1,5 @@
-"""A small world of videos made by code, with questions about them whose answers are known.
+"""A small world of synthetic videos, with questions about them whose answers are known.
 
-`clips` decides what happens in a clip, `drawing` paints it, `questions` asks about it, `files` writes it as MP4. A clip
-is a function of its split and its number: nothing is stored.
+`clips` makes the content of a clip, `drawing` paints its frames, `questions` asks about it, and `files` writes it as
+MP4. A clip depends only on its split and its number, so no clip is stored.
 """

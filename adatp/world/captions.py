@@ -1,4 +1,4 @@
-"""Texts that are true of some frames and not of others, for aligning a text tower with a vision tower."""
+"""Captions that are true of some frames and not of others. They serve to align a text tower with a vision tower."""
 
 from dataclasses import dataclass
 
@@ -12,16 +12,16 @@ from adatp.world.things import COLOURS, CORNERS, DIGITS, NOUNS, PLACES, TEXTURES
 
 Ints = NDArray[np.int64]
 ANY = -1
-ABSENT = -2  # an attribute that something does not have
-SIZES = tuple(map(len, (NOUNS, COLOURS, TEXTURES, DIGITS, CORNERS, PLACES)))  # how many values each attribute has
+ABSENT = -2  # value of an attribute that a thing does not have
+SIZES = tuple(map(len, (NOUNS, COLOURS, TEXTURES, DIGITS, CORNERS, PLACES)))  # number of values of each attribute
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A text, and what a thing has to be for it to be true.
+    """A text, and the attributes that a thing must have for the text to be true.
 
     Attributes:
-        text: the words.
+        text: the text.
         says: noun, colour, texture, digit, corner and place, each an index or `ANY`.
     """
 
@@ -30,12 +30,12 @@ class Caption:
 
 
 def vocabulary() -> list[Caption]:
-    """A caption for everything there is, one attribute each: nouns, colours, textures, digits, corners, places."""
+    """Return a caption for each value of each attribute: nouns, colours, textures, digits, corners, places."""
     return [_caption(tuple(i if k == own else ANY for k in range(6))) for own, n in enumerate(SIZES) for i in range(n)]
 
 
 def describe(world: World, rng: np.random.Generator) -> Caption:
-    """A text that is true of the clip: a thing by two or three of its attributes, or a question about one."""
+    """Return a caption that is true of the clip: a thing with two or three attributes, or a question about one."""
     if rng.random() < 0.3:
         return _question(world, rng)
     number, thing = world.things[int(rng.integers(0, len(world.things)))]
@@ -46,9 +46,9 @@ def describe(world: World, rng: np.random.Generator) -> Caption:
 
 
 def seen(scene: Scene, frame: int) -> Ints:
-    """Attributes of what is in a frame, `[5, 6]` int64 in the order of `Caption.says`.
+    """Return the attributes of the things in a frame, `[5, 6]` int64 in the order of `Caption.says`.
 
-    The last row is the background, which has a place alone.
+    The last row is the background, which has only a place.
     """
     found = np.full((5, 6), ABSENT)
     for row, thing in _shown(scene, frame):
@@ -58,12 +58,15 @@ def seen(scene: Scene, frame: int) -> Ints:
 
 
 def covered(scene: Scene, frame: int, patch: int) -> NDArray[np.bool_]:
-    """Which patches show each row of `seen`: `[5, P]`, those whose middle lies in the thing's box; all the background.
+    """Find the patches that show each row of `seen`: the middle of the patch lies in the thing's box.
 
     Args:
-        scene: that the frame is of.
-        frame: of the scene.
-        patch: side of a patch, pixels.
+        scene: scene of the frame.
+        frame: number of the frame within the scene.
+        patch: side of a patch, in pixels.
+
+    Returns:
+        `[5, P]` bool. All patches show the background.
     """
     middle = np.arange(SIDE // patch) * patch + (patch - 1) / 2
     found = np.zeros((5, len(middle), len(middle)), bool)
@@ -75,14 +78,14 @@ def covered(scene: Scene, frame: int, patch: int) -> NDArray[np.bool_]:
 
 
 def fits(says: Ints, rows: Ints) -> NDArray[np.bool_]:
-    """Which texts are true of which things.
+    """Find which texts are true of which things.
 
     Args:
-        says: `[T, 6]`, of the captions.
-        rows: `[F, 5, 6]`, of the frames, as `seen` gives them.
+        says: `[T, 6]`, `Caption.says` of each caption.
+        rows: `[F, 5, 6]`, the rows of each frame, as `seen` returns them.
 
     Returns:
-        `[F, 5, T]` bool: the thing, or the background, is all that the text says.
+        `[F, 5, T]` bool: whether the thing or the background has all attributes in the text.
     """
     true: NDArray[np.bool_] = ((says == ANY) | (says == rows[:, :, None])).all(-1)
     return true
@@ -95,7 +98,7 @@ def _shown(scene: Scene, frame: int) -> list[tuple[int, Thing]]:
 def _attributes(scene: Scene, thing: Thing) -> tuple[int, int, int, int, int, int]:
     digit = thing.digit[0] if thing.digit else ABSENT
     texture = ABSENT if thing.digit else thing.texture
-    corner = thing.corner if thing.direction is None else ABSENT  # on its way it is in none
+    corner = thing.corner if thing.direction is None else ABSENT  # a moving thing is in no corner
     return thing.noun, thing.colour, texture, digit, corner, scene.place
 
 
@@ -112,10 +115,10 @@ def _caption(says: tuple[int, ...]) -> Caption:
 
 
 def _question(world: World, rng: np.random.Generator) -> Caption:
-    """A question as a caption: true of the frames that show what it is about."""
+    """Return a question as a caption, which is true of the frames that show its subject."""
     asked = ask_all(world, rng)[0]
     if rng.random() < 0.25:
         asked = with_options(asked, world, rng)
-    about = asked.about[int(rng.integers(0, len(asked.about)))]  # of two things, one: no frame has to show both
+    about = asked.about[int(rng.integers(0, len(asked.about)))]  # one of two things, because no frame may show both
     noun, colour, place = (ANY if value is None else value for value in (about.noun, about.colour, about.place))
     return Caption(asked.prompt, (noun, colour, ANY, ANY, ANY, place))

@@ -1,4 +1,4 @@
-"""What happens in a clip: its scenes, and the things in them."""
+"""The content of a clip: its scenes, and the things in them."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,24 +19,24 @@ from adatp.world.things import (
     owner,
 )
 
-SIDE = 64  # of a frame, pixels
-FRAMES = 32
-SHORT = 3  # frames of a short scene, at most
+SIDE = 64  # side of a frame, in pixels
+FRAMES = 32  # frames of a clip
+SHORT = 3  # largest number of frames of a short scene
 _LEFT, _RIGHT, _UP, _DOWN = range(len(DIRECTIONS))
 
 
 @dataclass(frozen=True)
 class Thing:
-    """Something in a scene. Indices are into the tuples of `adatp.world.things`.
+    """A thing in a scene. Its indices refer to the tuples of `adatp.world.things`.
 
     Attributes:
-        noun, colour, texture: what it is; a sign is plain.
-        digit: of a sign, and which scan of it; None for others.
-        size: pixels.
-        corner: where it is, or, of a moving thing, where it begins.
-        direction: where it moves to; None if it stays.
-        first, last: frames of the scene that it is seen in, `first <= i < last`.
-        jitter: of its centre, pixels down and right.
+        noun, colour, texture: kind of the thing; the texture of a sign is plain.
+        digit: digit on a sign, and the number of its scan; None for other things.
+        size: side in pixels.
+        corner: its corner; the first one, if it moves.
+        direction: direction of its movement; None if it stays.
+        first, last: it is seen in the frames i of the scene with `first <= i < last`.
+        jitter: shift of its centre, in pixels down and right.
     """
 
     noun: int
@@ -56,12 +56,12 @@ class Scene:
     """A part of a clip between two cuts.
 
     Attributes:
-        place: its background.
-        frames: its length.
-        things: one to four of them; no two are ever in the same corner.
+        place: the background.
+        frames: number of frames.
+        things: one to four things; two of them are never in the same corner.
         light: gain of each colour channel.
-        drift: of the camera, pixels of background a frame, down and right.
-        seed: of the background's details and of the noise.
+        drift: movement of the camera: pixels of background a frame, down and right.
+        seed: seed of the background's details and of the noise.
     """
 
     place: int
@@ -73,17 +73,17 @@ class Scene:
 
     @property
     def is_short(self) -> bool:
-        """Whether it is over in a moment."""
+        """Whether the scene has at most `SHORT` frames."""
         return self.frames <= SHORT
 
 
 @dataclass(frozen=True)
 class World:
-    """A clip's content.
+    """The content of a clip.
 
     Attributes:
-        split: that it belongs to.
-        scenes: in order; no place occurs twice.
+        split: split of the clip.
+        scenes: the scenes in order; no place occurs twice.
     """
 
     split: Split
@@ -95,20 +95,20 @@ class World:
         return [(i, thing) for i, scene in enumerate(self.scenes) for thing in scene.things]
 
     def is_new(self, scene: int, thing: Thing) -> bool:
-        """Whether only this split combines what the thing, in that scene, combines."""
+        """Tell whether the noun, colour and place of the thing occur together in this split only."""
         return owner(thing.noun, thing.colour, self.scenes[scene].place) == self.split
 
 
 def make_clip(split: Split, number: int, frames: int = FRAMES) -> World:
-    """The clip of that number.
+    """Make the clip with a number.
 
     Args:
-        split: whose combinations it may hold; outside the training split every scene holds one of the split's own.
-        number: which one; the same number is the same clip.
-        frames: its length. 32 frames have three to six scenes, and half of those clips a short one.
+        split: split of the clip. Outside the training split, every scene has a combination of the split's own.
+        number: number of the clip; equal numbers give equal clips.
+        frames: number of frames. A clip of 32 frames has three to six scenes; in half of the clips one is short.
 
     Raises:
-        InputError: `split` or `frames` are none.
+        InputError: `split` is unknown, or `frames` is below 2.
     """
     if split not in SPLITS:
         raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
@@ -126,7 +126,7 @@ def make_clip(split: Split, number: int, frames: int = FRAMES) -> World:
 
 
 def _lengths(rng: np.random.Generator, frames: int) -> list[int]:
-    """How long each scene is: four frames or more, and one of them perhaps two or three."""
+    """Draw the length of each scene: four frames or more, and perhaps one scene of two or three frames."""
     scenes = int(rng.integers(max(1, frames // 10), min(6, frames // 5 + 1) + 1))
     short = [int(rng.integers(2, SHORT + 1))] if scenes > 2 and rng.random() < 0.5 else []
     scenes, rest = scenes - len(short), frames - sum(short)
@@ -141,7 +141,7 @@ def _lengths(rng: np.random.Generator, frames: int) -> list[int]:
 
 def _scene(rng: np.random.Generator, split: Split, place: int, frames: int, is_static: bool, is_busy: bool) -> Scene:
     spots = _spots(rng, int(rng.integers(2, 5)) if is_busy else int(rng.integers(1, 4)), is_static)
-    own = int(rng.integers(0, len(spots)))  # the one that combines what only this split does
+    own = int(rng.integers(0, len(spots)))  # the thing with a combination of this split's own
     things = tuple(
         _thing(rng, split, place, frames, spot, must_be_new=split != "train" and i == own)
         for i, spot in enumerate(spots)
@@ -153,7 +153,7 @@ def _scene(rng: np.random.Generator, split: Split, place: int, frames: int, is_s
 
 
 def _spots(rng: np.random.Generator, wanted: int, is_static: bool) -> list[tuple[int, int | None]]:
-    """A corner and a direction for each thing. One that moves has its row or its column to itself."""
+    """Draw a corner and a direction for each thing. A moving thing has a row or a column for itself."""
     spots: list[tuple[int, int | None]] = []
     free = [0, 1, 2, 3]
     if not is_static:
@@ -178,13 +178,13 @@ def _thing(
     must_be_new: bool,
 ) -> Thing:
     while True:
-        # signs twice as often as others: their digits are what takes the longest to learn
+        # signs come twice as often as others, because their digits take the longest to learn
         noun, colour = min(int(rng.integers(0, len(NOUNS) + 1)), SIGN), int(rng.integers(0, len(COLOURS)))
         if owner(noun, colour, place) in ((split,) if must_be_new else (split, None)):
             break
     corner, direction = spot
     first, last = 0, frames
-    if direction is None and frames > SHORT and rng.random() < 0.2:  # comes late, or goes early
+    if direction is None and frames > SHORT and rng.random() < 0.2:  # it comes late or goes early
         change = int(rng.integers(1, frames // 2 + 1))
         first, last = (change, frames) if rng.random() < 0.5 else (0, frames - change)
     is_sign = noun == SIGN

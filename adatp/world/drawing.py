@@ -1,4 +1,4 @@
-"""Frames of a clip, painted."""
+"""Painting of the frames of a clip."""
 
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
@@ -18,20 +18,20 @@ _RGB = {
 _PALETTE = np.array([_RGB[colour] for colour in COLOURS], np.float32)
 _STEPS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}
 _HALF = SIDE // 2  # corners are half a frame apart
-_OUTLINE = 0.8  # how much of a thing lies within its outline
+_OUTLINE = 0.8  # size of a thing within its outline, over its whole size
 
 
 def draw(world: World) -> NDArray[np.uint8]:
-    """The frames of a clip, `[n, 64, 64, 3]` uint8."""
+    """Draw the frames of a clip, `[n, 64, 64, 3]` uint8."""
     return np.concatenate([draw_scene(scene, world.split) for scene in world.scenes])
 
 
 def draw_scene(scene: Scene, split: Split, only: Sequence[int] | None = None) -> NDArray[np.uint8]:
-    """The frames of one scene, `[n, 64, 64, 3]` uint8.
+    """Draw the frames of one scene, `[n, 64, 64, 3]` uint8.
 
     Args:
-        scene: what happens.
-        split: whose scans of digits are on its signs.
+        scene: the scene.
+        split: split whose scans of digits the signs show.
         only: the frames to draw; None for all.
     """
     wanted = range(scene.frames) if only is None else only
@@ -52,7 +52,7 @@ def draw_scene(scene: Scene, split: Split, only: Sequence[int] | None = None) ->
 
 
 def centre(thing: Thing, frame: int, frames: int) -> tuple[int, int]:
-    """Where a thing is in a frame of a scene of that many, pixels down and right."""
+    """Return the centre of a thing in a frame of a scene with `frames` frames, in pixels down and right."""
     row, column = divmod(thing.corner, 2)
     y, x = (_HALF // 2 + _HALF * side + off for side, off in zip((row, column), thing.jitter, strict=True))
     if thing.direction is not None:
@@ -70,7 +70,7 @@ def _put(frame: Floats, paint: Floats, cover: Floats, at: tuple[int, int]) -> No
 
 
 def _sprite(thing: Thing, split: Split) -> tuple[Floats, Floats]:
-    """A thing's colours, `[s, s, 3]`, and how much of what lies under it they cover, `[s, s, 1]`."""
+    """Return the colours of a thing, `[s, s, 3]`, and its opacity, `[s, s, 1]`."""
     colour = _PALETTE[thing.colour]
     is_bright = colour.mean() > 125
     second = colour * 0.35 if is_bright else colour * 0.35 + 160
@@ -87,11 +87,11 @@ def _sprite(thing: Thing, split: Split) -> tuple[Floats, Floats]:
 
 @lru_cache(maxsize=256)
 def _mask(noun: str, size: int, scale: float) -> Floats:
-    """How much of each pixel a shape covers, `[size, size]`."""
+    """Return the share of each pixel that a shape covers, `[size, size]`."""
     fine = 4
     line = (np.arange(size * fine, dtype=np.float32) + 0.5) / (size * fine) * 2 - 1
     x, y = np.meshgrid(line, line)
-    if noun in ("ring", "cross"):  # their limbs become thinner by the outline, not the whole
+    if noun in ("ring", "cross"):  # the outline makes their limbs thinner, not the whole shape smaller
         inside = _thin(noun, x, y, 0.0 if scale == 1.0 else 0.11)
     else:
         inside = _SHAPES[noun](x / scale, y / scale)
@@ -130,7 +130,7 @@ _SHAPES: dict[str, Callable[[Floats, Floats], NDArray[np.bool_]]] = {
 
 @lru_cache(maxsize=64)
 def _texture(name: str, size: int) -> Floats:
-    """How much of the second colour is in each pixel, `[size, size]`."""
+    """Return the share of the second colour in each pixel, `[size, size]`."""
     y, x = np.mgrid[:size, :size]
     if name == "striped":
         on = (y // 3) % 2 == 1
@@ -146,15 +146,15 @@ def _texture(name: str, size: int) -> Floats:
 
 @cache
 def _scans() -> list[Floats]:
-    """scikit-learn's handwritten digits in [0, 1], by digit, `[s, 8, 8]` each."""
-    from sklearn.datasets import load_digits  # here, so that only what draws needs it
+    """Load scikit-learn's handwritten digits in [0, 1], by digit, `[s, 8, 8]` each."""
+    from sklearn.datasets import load_digits  # imported here, because only drawing needs it
 
     data = load_digits()
     return [(data.images[data.target == digit] / 16).astype(np.float32) for digit in range(10)]
 
 
 def _digit(split: Split, digit: int, scan: int, size: int) -> Floats:
-    """A scan as the ink of a sign, `[size, size]`; every split has scans of its own."""
+    """Return a scan as the ink of a sign, `[size, size]`. Each split has its own scans."""
     own = _scans()[digit][SPLITS.index(split) :: len(SPLITS)]
     ink = np.zeros((size, size), np.float32)
     edge = (size - 16) // 2
@@ -172,7 +172,7 @@ def _speckle(rng: np.random.Generator, share: float) -> NDArray[np.bool_]:
 
 
 def _wave(rng: np.random.Generator, down: int, right: int) -> Floats:
-    """A wave in [-1, 1] that closes at the edges, that many times down and right."""
+    """Return a wave in [-1, 1] with `down` and `right` periods, which continues across the edges."""
     y, x = np.mgrid[:SIDE, :SIDE] / SIDE
     turn: NDArray[np.float64] = 2 * np.pi * (down * y + right * x + rng.random())
     wave: Floats = np.sin(turn).astype(np.float32)[..., None]

@@ -1,4 +1,4 @@
-"""Clips as video files."""
+"""Writing of clips as video files."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -9,23 +9,23 @@ from numpy.typing import NDArray
 from adatp.errors import InputError
 
 FPS = 4
-SCALE = 4  # pixels of the file a pixel of the world, so that people see something, and colours keep their edges
+SCALE = 4  # enlargement in the file, so that people can see the things and colours have sharp edges
 
 
 def write_mp4(path: Path, frames: NDArray[np.uint8]) -> None:
-    """Write frames as H.264 in MP4, each of them one of the file's, enlarged 4 times.
+    """Write frames as H.264 in MP4. Each frame becomes one frame of the file, enlarged 4 times.
 
     Args:
-        path: where to; overwritten.
+        path: file to write; an existing file is overwritten.
         frames: `[n, H, W, 3]` uint8.
 
     Raises:
-        InputError: frames of another shape or dtype.
+        InputError: the frames have another shape or dtype.
         OSError: the file cannot be written.
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise InputError(f"frames must be [n, H, W, 3] uint8, got {list(frames.shape)} {frames.dtype}")
-    import av  # what makes or shows clips needs it only to write them
+    import av  # imported here, because only writing needs it
 
     with av.open(str(path), "w", format="mp4") as file:
         stream = file.add_stream("libx264", rate=FPS, options={"crf": "10"})

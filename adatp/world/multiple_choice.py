@@ -1,4 +1,4 @@
-"""How a question with options is put to a model."""
+"""The prompt of a question with options."""
 
 from collections.abc import Sequence
 from string import ascii_uppercase
@@ -7,7 +7,7 @@ _INSTRUCTION = "Answer with the option's letter from the given choices directly.
 
 
 def prompt_of(text: str, options: Sequence[str]) -> str:
-    """A question as a model is asked it, with its options, lettered, where it has any."""
+    """Return the prompt for a question. If it has options, they follow with letters, and an instruction."""
     if not options:
         return text
     lines = [f"{letter}. {option}" for letter, option in zip(ascii_uppercase, options, strict=False)]

@@ -1,7 +1,7 @@
 """Questions about a clip, with their answers.
 
-A thing is meant by its noun, its colour or both, and by its scene's place where that is said ("the red star in the
-desert"). A question is only asked where one thing of the whole clip is meant.
+A question names a thing by its noun, its colour or both, and sometimes by the place of its scene ("the red star in the
+desert"). A question is asked only if these words fit exactly one thing of the whole clip.
 """
 
 from collections import Counter
@@ -37,14 +37,14 @@ class Asked:
     """A question about a clip.
 
     Attributes:
-        kind: what it asks for.
+        kind: kind of the question.
         text: the question.
-        answer: the right one, in words.
-        options: to choose from, in the order they are put; empty for an open question.
-        about: the words in it that mean a thing; of a whole scene, those that mean any thing there.
-        scenes: the scenes that tell the answer.
-        is_short: whether one of them is short.
-        is_new: whether it is about something that only the clip's split combines.
+        answer: the right answer, in words.
+        options: the options in their order; empty for an open question.
+        about: references to the things in the question; for a whole scene, a reference that fits any thing there.
+        scenes: numbers of the scenes that show the answer.
+        is_short: whether one of these scenes is short.
+        is_new: whether the question is about a combination that only the clip's split has.
     """
 
     kind: Kind
@@ -58,21 +58,21 @@ class Asked:
 
     @property
     def prompt(self) -> str:
-        """What a model is asked."""
+        """The text for the model: the question, and the options if it has any."""
         return prompt_of(self.text, self.options)
 
     @property
     def said(self) -> str:
-        """What a model should say: the right option's letter, or the answer to an open question."""
+        """The answer that a model should give: the letter of the right option, or the answer to an open question."""
         return ascii_uppercase[self.options.index(self.answer)] if self.options else self.answer
 
 
 @dataclass(frozen=True)
 class Reference:
-    """Words that mean one thing of a clip.
+    """A reference to one thing of a clip.
 
     Attributes:
-        noun, colour, place: what they say of it; None where they do not.
+        noun, colour, place: the attributes that the reference names; None for those it leaves out.
     """
 
     noun: int | None
@@ -80,7 +80,7 @@ class Reference:
     place: int | None
 
     def fits(self, thing: Thing, place: int) -> bool:
-        """Whether they mean this thing, in a scene of that place."""
+        """Tell whether the reference fits a thing in a scene with that place."""
         meant = ((self.noun, thing.noun), (self.colour, thing.colour), (self.place, place))
         return all(said is None or said == true for said, true in meant)
 
@@ -93,15 +93,15 @@ class Reference:
 
 
 def ask_all(world: World, rng: np.random.Generator) -> list[Asked]:
-    """Every question that the clip allows, once each, in random words and order, all of them open."""
+    """Return all questions about the clip, once each, as open questions. The words and the order are random."""
     asked = list(_questions(world, rng))
     return [asked[i] for i in rng.permutation(len(asked))]
 
 
 def ask_orders(world: World, rng: np.random.Generator, wanted: int) -> list[Asked]:
-    """That many questions of before and after, some perhaps twice; fewer where the clip does not allow them.
+    """Return questions about "before" and "after". Some may occur twice; a clip may allow fewer than `wanted`.
 
-    Every other one is of one thing and the middle of the clip, which is easier than two things.
+    Every second question compares one thing with the middle of the clip. This is easier than to compare two things.
     """
     pairs = [asked for _ in range(wanted) for asked in _order(world, rng)]
     halves = [asked for _ in range(wanted) for asked in _half(world, rng)]
@@ -109,7 +109,10 @@ def ask_orders(world: World, rng: np.random.Generator, wanted: int) -> list[Aske
 
 
 def with_options(asked: Asked, world: World, rng: np.random.Generator) -> Asked:
-    """The same with options: the answer among three others (one, of before and after), such as occur in the clip."""
+    """Add options to a question: the answer and three others, or one other for "before" and "after".
+
+    Others that occur in the clip are preferred.
+    """
     others = [answer for answer in ANSWERS[asked.kind] if answer != asked.answer]
     seen = _seen(world, asked.kind)
     others = sorted(rng.permutation(others).tolist(), key=lambda answer: answer not in seen)[:3]
@@ -142,7 +145,7 @@ def _questions(world: World, rng: np.random.Generator) -> Iterator[Asked]:
 
 
 def _of_thing(world: World, number: int, thing: Thing) -> Iterator[tuple[Kind, str, str, str]]:
-    """Kind, beginning, answer, and which attributes the reference may use: n(oun), c(olour), p(lace)."""
+    """Return kind, beginning, answer, and the attributes that the reference may use: n(oun), c(olour), p(lace)."""
     yield "what", "what is", NOUNS[thing.noun], "cp"
     yield "colour", "which colour is", COLOURS[thing.colour], "np"
     yield "scene", "in which scene is", PLACES[world.scenes[number].place], "nc"
@@ -158,17 +161,17 @@ def _of_thing(world: World, number: int, thing: Thing) -> Iterator[tuple[Kind, s
 
 
 def refer(world: World, number: int, thing: Thing, rng: np.random.Generator, says: str) -> Reference | None:
-    """Words that mean this thing and no other of the clip, at random among those there are.
+    """Return a random reference that fits this thing and no other thing of the clip.
 
     Args:
         world: the clip.
-        number: the thing's scene.
-        thing: to refer to.
-        rng: chooses.
-        says: attributes to use: "n", "c", "p"; "N" for a noun that must be said.
+        number: number of the thing's scene.
+        thing: the thing to refer to.
+        rng: random generator for the choice.
+        says: attributes that may be used: "n", "c", "p"; "N" for a noun that must be used.
 
     Returns:
-        None where no words mean this one alone.
+        The reference, or None if none fits this thing alone.
     """
     found = []
     for noun in (True,) if "N" in says else (True, False) if "n" in says else (False,):
@@ -190,7 +193,7 @@ def refer(world: World, number: int, thing: Thing, rng: np.random.Generator, say
 
 
 def _order(world: World, rng: np.random.Generator) -> Iterator[Asked]:
-    """Before or after: two things of different scenes, as many questions as there are scenes but one."""
+    """Ask whether a thing comes before or after a thing of another scene. Try once for each scene but one."""
     for _ in world.scenes[1:]:
         (i, one), (j, other) = (world.things[int(k)] for k in rng.integers(0, len(world.things), 2))
         if i == j:
@@ -203,7 +206,7 @@ def _order(world: World, rng: np.random.Generator) -> Iterator[Asked]:
 
 
 def _half(world: World, rng: np.random.Generator) -> Iterator[Asked]:
-    """In which half of the clip is one of its things, where its scene is all in one."""
+    """Ask whether a thing comes before or after the middle of the clip, if its scene lies within one half."""
     frames = sum(scene.frames for scene in world.scenes)
     number, thing = world.things[int(rng.integers(0, len(world.things)))]
     begin = sum(scene.frames for scene in world.scenes[:number])
@@ -236,12 +239,12 @@ def _asked(
 
 
 def choose(asked: Sequence[Asked], wanted: int, rng: np.random.Generator) -> list[Asked]:
-    """That many of them, rare kinds first, so that kinds come about equally often.
+    """Choose questions such that all kinds occur about equally often.
 
     Args:
-        asked: in random order.
-        wanted: how many, at most.
-        rng: breaks ties.
+        asked: the questions, in random order.
+        wanted: largest number of questions to choose.
+        rng: random generator, which breaks ties.
     """
     turn: Counter[Kind] = Counter()
     ranked = []

@@ -1,4 +1,4 @@
-"""What there is in the world, and which combinations of it each split knows."""
+"""The things in the world, and the combinations that each split has."""
 
 from typing import Literal, get_args
 
@@ -18,10 +18,10 @@ SIGN = NOUNS.index("sign")
 
 
 def owner(noun: int, colour: int, place: int) -> Split | None:
-    """The split that alone has this noun in this colour at this place; None for what all splits may have.
+    """Return the only split that has this noun in this colour at this place, or None if all splits may have it.
 
-    Of the 512 combinations held-out and validation own 64 each. Every two of the three occur together in all splits, so
-    what is new is the combination: no two of them tell that the third is ruled out.
+    There are 512 combinations; the held-out and the validation split own 64 each. Any two of the three attributes occur
+    together in all splits. So only the combination of all three is new, and no two attributes rule out a third.
     """
     turn = (noun + colour + place) % 8
     return {0: "heldout", 1: "validation"}.get(turn)  # type: ignore[return-value]

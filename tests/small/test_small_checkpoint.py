@@ -59,7 +59,7 @@ def test_a_file_that_changed_or_is_gone_is_told(made, tmp_path, name):
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{name} is not as it was made; restore it"):
+    with pytest.raises(ValueError, match=f"{name} does not match its checksum; restore it"):
         check(tmp_path / "checkpoint")
     file.unlink()
     with pytest.raises(ValueError, match=f"{name} is missing; restore it"):
@@ -69,5 +69,5 @@ def test_a_file_that_changed_or_is_gone_is_told(made, tmp_path, name):
 def test_a_file_that_was_added_is_told(made, tmp_path):
     shutil.copytree(made[0], tmp_path / "checkpoint")
     (tmp_path / "checkpoint/model/more.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"more\.json is not as it was made"):
+    with pytest.raises(ValueError, match=r"more\.json does not match its checksum"):
         check(tmp_path / "checkpoint")
