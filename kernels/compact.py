@@ -1,4 +1,4 @@
-"""Gather what survives a cut: hidden states and all that travels with them."""
+"""Gather the tokens that a cut keeps: their hidden states, and all tensors that belong to them."""
 
 from collections.abc import Sequence
 
@@ -10,22 +10,22 @@ from adatp_kernels.select import PADDING
 
 
 def compact(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor], *, impl: Impl = "auto") -> list[Tensor]:
-    """The kept tokens of every tensor, in their original order.
+    """Return the kept tokens of every tensor, in their original order.
 
-    Samples keep different counts, so the result is as long as the largest and padded on the left, which leaves the
-    last token of every sample in the last slot.
+    Samples may keep different numbers of tokens. So the result is as long as the largest number, and shorter samples
+    are padded on the left. The last token of every sample is then in the last slot.
 
     Args:
         keep: `[B, L]` bool.
-        counts: kept tokens of each sample, `keep[b].sum()`, known on the host.
-        tensors: each `[B, L, ...]`, of a floating or a signed integer dtype.
+        counts: number of kept tokens of each sample, `keep[b].sum()`, known on the host.
+        tensors: the tensors, each `[B, L, ...]` of a floating or a signed integer dtype.
         impl: see `adatp_kernels.dispatch`.
 
     Returns:
         For each tensor `[B, max(counts), ...]`. Padding slots hold 0 in floating tensors, `PADDING` in integer ones.
 
     Raises:
-        ValueError: shapes that do not fit together.
+        ValueError: the shapes do not fit together.
     """
     if keep.ndim != 2 or keep.shape[0] < 1 or len(counts) != keep.shape[0]:
         raise ValueError(
@@ -44,12 +44,12 @@ def compact(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor], *, i
 
 
 def compact_reference(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """`compact` in PyTorch: a prefix sum finds every survivor's slot, one gather a tensor moves them."""
+    """Run `compact` in PyTorch: a prefix sum finds the slot of every kept token, and one gather a tensor moves them."""
     batch, length = keep.shape
     width = max(counts)
     rank = keep.cumsum(1)
     slot = rank - 1 + (width - rank[:, -1:])
-    # what is dropped goes to one slot too many, which is cut off
+    # dropped tokens go to an extra last slot, which is cut off
     slot = torch.where(keep, slot, width)
     place = torch.arange(batch * length, device=keep.device).view(batch, length)
     source = torch.zeros(batch, width + 1, dtype=torch.int64, device=keep.device).scatter_(1, slot, place)

@@ -1,11 +1,11 @@
 """`compact` in Triton: one launch moves every tensor.
 
-A program has a block of tokens of one sample. It counts the kept tokens before its own (one byte each, from L2), so
-that no prefix sum has to run beforehand; a survivor's slot is that count, plus its rank within the block, plus the
-sample's left padding. Then the rows of all tensors go over, and nothing computes with them: bits are kept. Slots of
-padding are filled by the programs whose token blocks have their numbers.
+A program handles a block of tokens of one sample. It counts the kept tokens before its block (one byte each, from L2),
+so no prefix sum has to run before. The slot of a kept token is this count, plus its rank within the block, plus the
+sample's left padding. Then the program copies the rows of all tensors, bit by bit. The padding slots are filled by the
+programs whose token blocks have the same indices.
 
-Cost: every surviving row read and written once, and L / 2 bytes of mask for each block of tokens (L where samples are
+Cost: every kept row is read and written once. For each block of tokens, L / 2 bytes of mask are read (L if samples are
 padded).
 """
 
@@ -19,17 +19,17 @@ from torch import Tensor
 from adatp_kernels.launch import Remembered, cdiv, next_power_of_2, operator
 from adatp_kernels.select import PADDING
 
-# Elements that a program moves at a time, 16 KiB of bf16 in flight: 512 of a row, of more tokens fewer.
+# Elements that a program moves at a time (16 KiB of bf16): 512 of each row for 16 tokens, fewer for more tokens.
 TILE = 8192
-# Mask bytes that a program counts at a time.
+# Bytes of the mask that a program counts at a time.
 COUNT_BLOCK = 2048
-# Programs of a sample from which on they take more tokens each, lest they all count a long mask again.
+# Largest number of programs for a sample. For longer masks each program takes more tokens, since each counts the mask.
 MAX_PROGRAMS = 1024
 LAUNCH = {"num_warps": 4, "enable_fp_fusion": True}
 
 
 def token_block(length: int) -> int:
-    """Tokens of a program: 16 keep enough rows in flight and leave no processor idle; long sequences take 64 or 256."""
+    """Return the tokens of a program: 16 keep all processors busy; long sequences take 64 or 256."""
     return 16 if length <= 16 * MAX_PROGRAMS else 64 if length <= 64 * MAX_PROGRAMS else 256
 
 
@@ -88,7 +88,7 @@ def compact_kernel(
 
 @operator("adatp::compact")
 def compact_triton(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """`adatp_kernels.compact.compact`."""
+    """Run `adatp_kernels.compact.compact` in Triton."""
     batch, length = keep.shape
     width, block = max(counts), token_block(length)
     results, moved = [], []
@@ -96,7 +96,7 @@ def compact_triton(keep: Tensor, counts: Sequence[int], tensors: Sequence[Tensor
         result = tensor.new_empty(batch, width, *tensor.shape[2:])
         results.append(result)
         if result.numel():
-            same = batch > 1 and tensor.stride(0) == 0  # one memory for all samples, as of a table that was expanded
+            same = batch > 1 and tensor.stride(0) == 0  # all samples share one memory, as after `expand`
             source = (tensor[:1] if same else tensor).contiguous()
             fill = 0 if tensor.is_floating_point() else PADDING
             size = tensor.shape[2:].numel()

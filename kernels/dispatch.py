@@ -1,10 +1,10 @@
-"""Which implementation of an operation runs: the one place where `impl` is understood."""
+"""The choice of the implementation of an operation. Only this module interprets `impl`."""
 
 import importlib.util
 import os
 from typing import TYPE_CHECKING, Literal
 
-if TYPE_CHECKING:  # the command line starts without it
+if TYPE_CHECKING:  # the command line starts without torch
     import torch
 
 Impl = Literal["auto", "reference", "triton"]
@@ -12,13 +12,13 @@ INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def resolve(impl: Impl, device: "torch.device") -> Literal["reference", "triton"]:
-    """The implementation that `impl` stands for on `device`.
+    """Return the implementation that `impl` stands for on `device`.
 
-    `"auto"` takes the Triton kernels on a GPU and the PyTorch reference, which defines the results, elsewhere. A
-    requested implementation never becomes another.
+    `"auto"` takes the Triton kernels on a GPU, and the PyTorch reference on other devices. The reference defines the
+    results. A request for `"reference"` or `"triton"` is never replaced by the other one.
 
     Raises:
-        ValueError: `impl` is none of the three names.
+        ValueError: `impl` is not one of the three names.
         RuntimeError: `impl` cannot run on `device`.
     """
     if impl == "reference":
@@ -38,5 +38,5 @@ def resolve(impl: Impl, device: "torch.device") -> Literal["reference", "triton"
 
 
 def interpreted() -> bool:
-    """Whether Triton's interpreter runs the kernels, on the host's memory, instead of a GPU."""
+    """Tell whether Triton's interpreter runs the kernels, in the host's memory and without a GPU."""
     return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "yes", "y")  # as Triton reads it

@@ -1,4 +1,4 @@
-"""The host's part of a launch, which is paid at every cut."""
+"""The host's part of a kernel launch. It costs time at every cut."""
 
 import functools
 from collections.abc import Callable
@@ -10,40 +10,40 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from adatp_kernels.dispatch import interpreted
 
-INTERPRETED = interpreted()  # Triton decides when a kernel is defined, and no later
-INTERPRETED_PROCESSORS = 4  # so that the interpreter, which has none, still splits work as a GPU does
+INTERPRETED = interpreted()  # read once: Triton, too, decides this when a kernel is defined
+INTERPRETED_PROCESSORS = 4  # for the interpreter, so that it splits work as a GPU does
 
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Streaming multiprocessors (compute units) of a GPU. Asked for once: it is a driver call."""
+    """Return the number of streaming multiprocessors (compute units) of a GPU. The slow driver call runs only once."""
     if device.type != "cuda":
         return INTERPRETED_PROCESSORS
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def cdiv(dividend: int, divisor: int) -> int:
-    """Quotient of positive integers, rounded up. Triton's own takes 20 times as long: it looks for constants."""
+    """Divide positive integers and round up. Triton's own `cdiv` takes 20 times as long, as it looks for constants."""
     return -(-dividend // divisor)
 
 
 def next_power_of_2(number: int) -> int:
-    """The least power of two that is not below a positive integer."""
+    """Return the smallest power of two that is at least a positive integer."""
     return 1 << (number - 1).bit_length()
 
 
 class Remembered:
-    """A Triton kernel that remembers its programs; it is launched as Triton's own, `kernel[grid](...)`.
+    """A Triton kernel that remembers its compiled programs. It is launched like Triton's own, `kernel[grid](...)`.
 
-    Triton looks for the program anew at each launch, by every argument and every option, which takes it 15 us; here it
-    takes 7.
+    At each launch, Triton searches for the program by every argument and every option. This takes 15 us; here a launch
+    takes 7 us.
 
     Args:
-        kernel: a function under `triton.jit`. Constants and options are passed by name, in one order.
+        kernel: a function under `triton.jit`. Constants and options are passed by name, always in the same order.
 
     Attributes:
-        kernel: the same.
-        programs: by what a program is compiled for.
+        kernel: the function.
+        programs: compiled programs, by the properties of the arguments that they were compiled for.
     """
 
     def __init__(self, kernel: Any) -> None:
@@ -68,31 +68,32 @@ class Remembered:
 
 
 def _kind(argument: Any) -> Any:
-    """All that Triton compiles for of an argument: its type, and whether its address or value is a multiple of 16."""
+    """Return what Triton compiles for: an argument's type, and whether its address or value is a multiple of 16."""
     kind = type(argument)
     if kind is int:
         if argument == 1:
             return "1"  # a constant
         if -(2**31) <= argument < 2**31:
             return "multiple" if argument % 16 == 0 else "any"
-        return argument % 16 == 0, argument >= 2**63  # types of their own
+        return argument % 16 == 0, argument >= 2**63  # int64 and uint64
     if kind is Tensor:
         return argument.dtype if argument.data_ptr() % 16 == 0 else (argument.dtype,)
     return tuple(map(_kind, argument)) if kind is tuple else kind
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Register what launches kernels as an operator of PyTorch.
+    """Register a function that launches kernels as an operator of PyTorch.
 
-    It is called through PyTorch where someone has to see the operator: a compiler, a mode such as `FakeTensorMode`, a
-    function transform, autograd (which refuses it). Else it is called at once, which saves the host a few calls.
+    The call goes through PyTorch if something must see the operator: a compiler, a mode such as `FakeTensorMode`, a
+    function transform, or autograd (which refuses it). Otherwise the function is called directly, which saves time on
+    the host.
 
     Args:
-        name: of the operator, `"namespace::name"`.
+        name: name of the operator, `"namespace::name"`.
 
     Returns:
-        A decorator of a function whose first argument is a tensor. What it returns takes positional arguments, and has
-        the operator's `register_fake`.
+        A decorator for a function whose first argument is a tensor. The decorated function takes positional arguments
+        and has the operator's `register_fake`.
     """
 
     def register(launch: Callable[..., Any]) -> Any:
@@ -109,7 +110,7 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
 
 
 def _is_seen(tensor: Tensor) -> bool:
-    """Whether an operator on the tensor is more than its launches."""
+    """Tell whether a compiler, a mode, a transform or autograd must see an operator on the tensor."""
     return (
         torch.compiler.is_compiling()
         or torch.is_grad_enabled()

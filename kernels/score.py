@@ -7,9 +7,9 @@ from torch import Tensor
 
 from adatp_kernels.dispatch import Impl, resolve
 
-# Elements of the largest buffer the reference makes: 8 MiB of fp32, or two rows of a longer prompt, since a product
-# with one row alone reads all keys for it. Neither L x L nor heads x rows x L ever exists, and larger ones were no
-# faster.
+# Elements of the reference's largest buffer: 8 MiB of fp32. A long prompt takes two rows even if they need more, since
+# a product with a single row reads all keys for it. Larger buffers were no faster. The reference never holds L x L or
+# heads x rows x L elements.
 BUFFER_ELEMENTS = 1 << 21
 LEAST_ROWS = 2
 
@@ -24,30 +24,31 @@ def score(
     first_key: Tensor | None = None,
     impl: Impl = "auto",
 ) -> Tensor:
-    """Mean softmax probability that the text rows give to each key of a column range.
+    """Compute the mean softmax probability that the text rows give to each key of a column range.
 
-    For sample b and column j: the mean over all heads and over the rows t in use of
+    The score of column j in sample b is the mean over all heads h and over the rows t in use of
     `softmax_i(scale * query[b, h, t] . key[b, g(h), i])[j]`, where i runs over the keys that row t may attend to,
-    `first_key[b] <= i <= rows[b, t]`. Accumulated in fp32, in an order that depends on nothing but the shapes and the
+    `first_key[b] <= i <= rows[b, t]`. The sum is accumulated in fp32. Its order depends only on the shapes and the
     device.
 
     Args:
         query: `[B, H, T, D]` post-rotary queries of the text rows; any floating dtype.
         key: `[B, G, L, D]` post-rotary keys of the whole sequence, same dtype; H is a multiple of G (grouped-query
             attention: query head h reads key head `h // (H // G)`).
-        rows: `[B, T]` int64, where each row stands in the key axis, which is its causal bound (inclusive).
-            -1 marks a row not in use.
-        columns: `(start, stop)`, the key range that scores are wanted for.
+        rows: `[B, T]` int64, the index of each row in the key axis; this is also its causal bound (inclusive).
+            -1 marks a row that is not in use.
+        columns: `(start, stop)`, the range of keys to score.
         scale: factor of the logits, usually `D ** -0.5`.
-        first_key: `[B]` int64, the first key that is no left padding; None where there is none.
+        first_key: `[B]` int64, the first key that is not left padding; None if there is no padding.
         impl: see `adatp_kernels.dispatch`. `"triton"` takes float32, float16 and bfloat16, and D up to 256.
 
     Returns:
-        `[B, stop - start]` float32. A sample without rows in use scores 0 everywhere, and a row that may attend to no
-        key gives 0 to each.
+        `[B, stop - start]` float32. All scores of a sample without rows in use are 0. A row that may attend to no key
+        adds 0 to each score.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, columns outside the keys, or what `impl` does not take.
+        ValueError: the shapes or dtypes do not fit together, the columns lie outside the keys, or `impl` does not
+            support the dtype or D.
     """
     _check(query, key, rows, columns, first_key)
     if resolve(impl, query.device) == "triton":
@@ -68,7 +69,7 @@ def score_reference(
     scale: float,
     first_key: Tensor | None = None,
 ) -> Tensor:
-    """`score` in PyTorch: a few rows of a sample at a time, so that the work is O(T L H D) and the memory O(L H)."""
+    """Run `score` in PyTorch, a few rows of a sample at a time: the work is O(T L H D), and the memory O(L H)."""
     start, stop = columns
     batch, heads, count, dim = query.shape
     groups, length = key.shape[1], key.shape[2]
@@ -82,10 +83,10 @@ def score_reference(
             if first_key is not None:
                 visible = visible & (index >= first_key[b])
             seeing = visible.any(-1)  # [t]
-            # the heads that share a key head lie side by side in the row axis, so keys are never repeated
+            # heads that share a key head are neighbours in the row axis, so keys need not be repeated
             chunk = (query[b, :, t : t + step].float() * scale).reshape(groups, heads // groups * len(visible), dim)
             logits = (chunk @ keys[b]).view(heads, len(visible), length)
-            # not -inf, of which a row that sees nothing would make NaN, and what is in a row not in use is gone
+            # the minimum instead of -inf: with -inf, a row that sees no key would give NaN
             logits.masked_fill_(~visible, torch.finfo(torch.float32).min)
             probability = logits.softmax(-1)[..., start:stop]
             total[b] += (seeing.float().expand(heads, 1, -1) @ probability).sum((0, 1))
@@ -94,12 +95,12 @@ def score_reference(
 
 
 def rows_at_once(elements: int) -> int:
-    """Text rows of a sample that the reference takes at a time, where each makes that many logits in all heads."""
+    """Return how many text rows the reference handles at a time, if each has `elements` logits in all heads."""
     return max(LEAST_ROWS, BUFFER_ELEMENTS // max(1, elements))
 
 
 def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Autocast would run the products in half precision again."""
+    """Return a context without autocast, which would run the products in half precision."""
     available = torch.amp.is_autocast_available(device_type)
     return torch.autocast(device_type, enabled=False) if available else nullcontext()
 

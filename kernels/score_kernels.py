@@ -2,26 +2,26 @@
 
     score[j] = 1 / (H R) * sum over heads h and rows t of  exp2(s[h, t, j] - lse2[h, t])
 
-with s = scale * log2(e) * query . key, lse2 the base-2 logarithm of the sum of exp2(s[h, t, i]) over the keys i that
-row t may attend to, and R the rows in use. A column's sum runs over heads and rows, lse2 over all keys; nothing can be
-divided before every key has been seen, so the keys are gone over twice.
+with s = scale * log2(e) * query . key. R is the number of rows in use. lse2 is the base-2 logarithm of the sum of
+exp2(s[h, t, i]) over the keys i that row t may attend to. A column's sum runs over heads and rows, and lse2 runs over
+all keys. lse2 is known only after all keys were read, so the kernels read the keys twice.
 
-1. `normaliser_kernel` is attention without values. The query heads that share a key head lie side by side as rows: keys
-   are read once for all of them, and even one text row makes a matrix product. Text rows alone are too few to fill a
-   GPU, so the keys are split over programs, and each split leaves its own (max, sum) of every row. The program that
-   comes last for a tile of rows joins all splits and writes lse2. It is infinite for rows that are not in use or see no
-   key: they add exp2(-inf) = 0 to every column. The queries are written down as well, in the order of the rows and with
-   zeros where a row is not in use, so that the second pass reads whole tiles.
-2. `column_kernel` holds a block of keys, goes over the rows, and adds up. Where there are fewer blocks than processors
-   the rows are split as well: each part is written down, and the program that comes last adds up all parts.
+1. `normaliser_kernel` is attention without values. The query heads that share a key head are neighbouring rows. So keys
+   are read once for all of them, and even one text row makes a matrix product. The text rows are too few to fill a GPU,
+   so the keys are split over programs, and each split writes its own (max, sum) of every row. The last program of a
+   tile of rows joins all splits and writes lse2. lse2 is infinite for rows that are not in use or see no key: they add
+   exp2(-inf) = 0 to every column. The queries are written too, in the order of the rows and with zeros for rows that
+   are not in use, so that the second pass reads whole tiles.
+2. `column_kernel` holds a block of keys, loops over the rows, and adds up. If there are fewer blocks than processors,
+   the rows are split too: each part is written, and the last program adds up all parts.
 
-Which program comes last changes no bit of the result, since it joins all parts in one order, and no float is added
-atomically. Most keys are seen by all rows: whole blocks of these take a loop without a test of what is visible.
+The result does not depend on which program is last, because it joins all parts in a fixed order, and no float is added
+atomically. Most keys are seen by all rows. Whole blocks of such keys take a loop without a visibility test.
 
-Cost: 2 H T D (L + C) multiply-adds on tensor cores, and H T (L + C) exponentials, of which a multiprocessor of Hopper
-takes 16 a clock: with D = 128 they last as long as the products, with D = 64 twice as long. From L2 come G D L elements
-of keys for each tile of a key head's rows, and H T D elements of queries for each block of columns. Buffers, with H T
-rounded up to tiles: H T D elements of queries, and H T (2 splits + 2) + C parts words of 4 bytes.
+Cost: 2 H T D (L + C) multiply-adds on tensor cores, and H T (L + C) exponentials. A multiprocessor of Hopper computes
+16 exponentials a clock: with D = 128 they take as long as the products, with D = 64 twice as long. From L2, the kernels
+read G D L elements of keys for each tile of a key head's rows, and H T D elements of queries for each block of columns.
+Buffers, with H T rounded up to tiles: H T D elements of queries, and H T (2 splits + 2) + C parts words of 4 bytes.
 """
 
 import triton

@@ -13,19 +13,19 @@ from adatp_kernels.score_kernels import column_kernel, normaliser_kernel
 MAX_DIM = 256
 LOG2E = math.log2(math.e)
 
-# A split of fewer keys than this costs more to join than it gains in parallelism.
+# With fewer keys, a split costs more to join than its parallelism saves.
 MIN_KEYS_PER_SPLIT = 256
-# (max, sum) pairs of a tile of rows that one program joins at once.
+# Number of (max, sum) pairs of a tile of rows that one program joins at once.
 JOINED = 4096
-# Warps that a processor runs side by side: while some wait for a product, others take exponentials.
+# Warps that a processor runs in parallel: while some wait for a product, others compute exponentials.
 WARPS_PER_PROCESSOR = 16
 LAUNCH = {"num_stages": 2, "enable_fp_fusion": True}
-# With so many for each thread an NVIDIA multiprocessor holds them all; ROCm's compiler knows no such limit.
+# Registers of a thread, such that all these warps fit on an NVIDIA multiprocessor. ROCm's compiler has no such option.
 REGISTERS = 128
 
 
 class Tile(NamedTuple):
-    """Block sizes of a launch: `m` rows x `n` keys x `d` of the head dimension, and the warps that share them."""
+    """Block sizes of a launch: `m` rows x `n` keys x `d` of the head dimension, and the number of warps."""
 
     m: int
     n: int
@@ -37,13 +37,13 @@ class Tile(NamedTuple):
 
 
 def tiles(rows: int, dim: int, element_size: int) -> tuple[Tile, Tile]:
-    """Block sizes of the normaliser and of the columns, for `rows` rows of a key head.
+    """Return the block sizes of the normaliser and of the columns, for `rows` rows of a key head.
 
-    In half precision a warp of the normaliser takes 16 rows, so that no row is spread over warps, and 8 warps take 128
-    rows: keys come from L2 once for all of them. Two stages of keys and the queries fit into the 99 KiB of sm_86 and
-    sm_89. Heads above 128 get smaller tiles, which fit into registers. Few rows, as FastV's single one, take the
-    smallest height that a tensor core knows; there are just these three heights, so that prompts of other lengths
-    compile nothing new. In fp32 the tensor cores would round to tf32: plain multiply-adds, in small tiles.
+    In half precision, a warp of the normaliser takes 16 rows, so no row is spread over several warps. 8 warps take 128
+    rows, and keys are read from L2 once for all of them. Two stages of keys and the queries fit into the 99 KiB of
+    sm_86 and sm_89. Head dimensions above 128 get smaller tiles, which fit into registers. A few rows, such as FastV's
+    single one, take the smallest height of a tensor core. There are only three heights, so prompts of other lengths
+    compile nothing new. In fp32, tensor cores would round to tf32, so plain multiply-adds run in small tiles.
     """
     d = max(16, next_power_of_2(dim))
     if element_size == 4:
@@ -58,20 +58,20 @@ def tiles(rows: int, dim: int, element_size: int) -> tuple[Tile, Tile]:
 
 
 def key_splits(row_tiles: int, length: int, tile: Tile, device: torch.device) -> tuple[int, int]:
-    """(splits, keys of each): as many as run side by side, and no more than can be joined at once."""
+    """Return (splits, keys of each): as many splits as run in parallel and can be joined at once."""
     splits = min(_places(tile, device) // row_tiles, JOINED // tile.m, cdiv(length, MIN_KEYS_PER_SPLIT))
     keys = cdiv(cdiv(length, max(1, splits)), tile.n) * tile.n
     return cdiv(length, keys), keys
 
 
 def row_parts(column_tiles: int, row_tiles: int, tile: Tile, device: torch.device) -> tuple[int, int]:
-    """(parts, tiles of rows of each): as many as run side by side, for so many blocks of columns."""
+    """Return (parts, tiles of rows of each): as many parts as run in parallel, for this number of blocks of columns."""
     each = cdiv(row_tiles, max(1, _places(tile, device) // column_tiles))
     return cdiv(row_tiles, each), each
 
 
 def _places(tile: Tile, device: torch.device) -> int:
-    """Programs that the device runs side by side."""
+    """Return the number of programs that the device runs in parallel."""
     return processors(device) * WARPS_PER_PROCESSOR // tile.warps
 
 
@@ -85,14 +85,14 @@ def score_triton(
     scale: float,
     first_key: Tensor | None,
 ) -> Tensor:
-    """`adatp_kernels.score.score`; columns are `[start, stop)`."""
+    """Run `adatp_kernels.score.score` in Triton; the columns are `[start, stop)`."""
     batch, heads, count, dim = query.shape
     groups, length = key.shape[1], key.shape[2]
     columns = stop - start
     _refuse(query)
     if batch * count * columns == 0:
         return query.new_zeros(batch, columns, dtype=torch.float32)
-    if INTERPRETED and query.dtype == torch.bfloat16:  # the interpreter multiplies bf16 wrongly
+    if INTERPRETED and query.dtype == torch.bfloat16:  # the interpreter's product of bf16 is wrong
         query, key = query.float(), key.float()
     query, key = _unit_stride(query), _unit_stride(key)
     rows = rows.contiguous()
@@ -113,21 +113,21 @@ def score_triton(
     pairs = buffer(all_tiles, splits, 2, first.m)
     part = buffer(batch, parts, columns)
     out = buffer(batch, columns)
-    # of both kernels and of this call alone, so that streams and graphs that are run again do not share them
+    # counters of both kernels, new for each call, so that streams and replayed graphs do not share them
     arrivals = torch.zeros(all_tiles + blocks, dtype=torch.int32, device=query.device)
     padding = rows if first_key is None else first_key.contiguous()
     query_strides, key_strides = query.stride()[:3], key.stride()[:2]
-    # positive, so that the largest product has the largest logit; a negative factor's sign goes to the queries
+    # positive, so that the largest product has the largest logit; if the factor is negative, the queries are negated
     factor = max(abs(scale), torch.finfo(torch.float32).tiny) * LOG2E
     options = {
         "GROUPS": groups,
         "REPEATS": repeats,
         "DIM": dim,
         "STRIDE": key.stride(2),
-        # what Triton knows of strides by itself is whether they are multiples of 16, and 72 is not
+        # Triton itself only checks strides for multiples of 16, and a stride of 72 is none
         "ALIGNED": all(stride % 8 == 0 for stride in (*query_strides, *key.stride()[:3])),
         "PADDED": first_key is not None,
-        "PRECISION": "ieee",  # where there is a choice, which is in fp32
+        "PRECISION": "ieee",  # matters for fp32 only: no tf32
         **LAUNCH,
     }
     if torch.version.hip is None:
@@ -155,13 +155,13 @@ def _(query, key, rows, start, stop, scale, first_key):
 
 @register_flop_formula(torch.ops.adatp.score)
 def _flops(query, key, rows, start, stop, scale, first_key, *_, out_shape=None, **__):
-    """As PyTorch counts, two a multiply-add: all keys, and the columns once more."""
+    """Count FLOPs as PyTorch does, two for a multiply-add: for all keys, and for the columns again."""
     batch, heads, count, dim = query
     return 2 * batch * heads * count * dim * (stop - start + key[2])
 
 
 def _refuse(query: Tensor) -> None:
-    """What the reference takes and the kernels do not."""
+    """Raise a ValueError for inputs that the reference supports and the kernels do not."""
     if query.shape[3] > MAX_DIM:
         raise ValueError(
             f"impl='triton' takes head dimensions up to {MAX_DIM}, got {query.shape[3]}; use impl='reference'"

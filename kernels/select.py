@@ -5,8 +5,8 @@ from torch import Tensor
 
 from adatp_kernels.dispatch import Impl, resolve
 
-FIXED = -1  # position of a token that is never dropped: text, special tokens, a trailing newline
-PADDING = -2  # position of a slot that holds no token and is always dropped
+FIXED = -1  # position of a token that is never dropped: text, a special token, a trailing newline
+PADDING = -2  # position of a slot without a token, which is always dropped
 
 
 def select(
@@ -23,31 +23,33 @@ def select(
 ) -> tuple[Tensor, Tensor]:
     """Choose which tokens stay, and count them by segment.
 
-    In every segment the `quota` highest scores are taken, ties to the earlier token, NaN after everything else. With
-    `deduplicate`, of the taken tokens that share a spatial position within a segment only the best stays. A token is
-    therefore kept iff it ranks below its segment's quota and is the best of its (segment, position) group.
+    Each segment takes its `quota` tokens with the highest scores. Of equal scores, the earlier token comes first; NaN
+    comes last. With `deduplicate`, if several taken tokens of a segment share a spatial position, only the best stays.
+    So a token is kept iff its rank (from 0) is below its segment's quota and it is the best of its (segment, position)
+    group.
 
-    A segment is one stretch of tokens, or several in a row: at a first cut the host knows where every frame begins, and
-    the device which segment it belongs to.
+    A segment is one stretch of tokens, or several neighbouring ones. At a first cut, each frame is a stretch: the host
+    knows where the frames begin, and the device knows their segments.
 
     Args:
-        score: `[B, C]` float32, float16 or bfloat16: of the tokens `start` to `start + C`.
-        position: `[B, L]` int64: the index within the frame, in `[0, positions)`, of a token that may be dropped;
-            `FIXED` is always kept, `PADDING` and whatever else is out of range never.
-        begin: `[B, R]` int64: the first token of every stretch, never falling. A stretch reaches to where the next one
-            begins, the last one to L; it may be empty. What lies before the first one must not be prunable.
-        quota: `[B, S]` int64, how many tokens each segment may keep; may be 0 or more than it has.
-        positions: spatial positions in a frame.
-        start: the first token with a score. What lies outside the scores must not be prunable.
-        segment: `[B, R]` int64 in `[0, S)`, never falling: the segment of every stretch. None: each is one, R = S.
+        score: `[B, C]` float32, float16 or bfloat16, scores of the tokens `[start, start + C)`.
+        position: `[B, L]` int64. A token that may be dropped has its index within the frame, in `[0, positions)`. A
+            token with `FIXED` is always kept; one with `PADDING` or any other value is never kept.
+        begin: `[B, R]` int64, the first token of every stretch, in ascending order. A stretch ends where the next one
+            begins, and the last one ends at L. It may be empty. Tokens before the first stretch must not be prunable.
+        quota: `[B, S]` int64, the largest number of tokens that each segment may keep; may be 0, or more than it has.
+        positions: number of spatial positions in a frame.
+        start: the first token with a score. Tokens without a score must not be prunable.
+        segment: `[B, R]` int64 in `[0, S)`, the segment of every stretch, in ascending order. None if each stretch is a
+            segment (R = S).
         deduplicate: whether algorithm 1 runs after the top-k.
         impl: see `adatp_kernels.dispatch`.
 
     Returns:
-        `[B, L]` bool, the tokens that stay, and `[B, S]` int64, how many prunable tokens of each segment do.
+        `[B, L]` bool, the tokens that stay, and `[B, S]` int64, the number of prunable tokens that stay, by segment.
 
     Raises:
-        ValueError: shapes or dtypes that do not fit together, or no position at all.
+        ValueError: the shapes or dtypes do not fit together, or `positions` is below 1.
     """
     _check(score, position, begin, quota, positions, start, segment)
     if resolve(impl, position.device) == "triton":
@@ -73,7 +75,7 @@ def select_reference(
     segment: Tensor | None = None,
     deduplicate: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """`select` in PyTorch: two stable sorts give the rank within the segment, a segmented minimum deduplicates."""
+    """Run `select` in PyTorch: two stable sorts give the rank within the segment, a segmented minimum deduplicates."""
     batch, length = score.shape
     segments = quota.shape[1]
     keep = position == FIXED
@@ -86,16 +88,16 @@ def select_reference(
 
     # ascending order of -score puts NaN last; stable, so ties go to the earlier token
     by_score = score.neg().argsort(dim=1, stable=True)
-    bucket = torch.where(prunable, home, segments)  # what is not prunable goes behind every segment
+    bucket = torch.where(prunable, home, segments)  # tokens that are not prunable go after all segments
     by_segment = bucket.gather(1, by_score).argsort(dim=1, stable=True)
     order = by_score.gather(1, by_segment)  # tokens by (segment, rank)
 
     def count(of: Tensor) -> Tensor:
-        """`[B, S + 1]`: the tokens of each bucket."""
+        """Add up `of` by bucket, `[B, S + 1]`."""
         return torch.zeros(batch, segments + 1, dtype=torch.int64, device=score.device).scatter_add_(1, bucket, of)
 
     size = count(torch.ones_like(bucket))
-    first = size.cumsum(1) - size  # where each segment begins in `order`
+    first = size.cumsum(1) - size  # the first index of each segment in `order`
     rank = torch.empty_like(bucket).scatter_(1, order, place) - first.gather(1, bucket)
 
     taken = prunable & (rank < quota.gather(1, home))

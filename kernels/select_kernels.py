@@ -1,20 +1,21 @@
 """`select` in Triton: a program for each segment of each sample, its keys in registers. Nothing is sorted.
 
-1. Scores become integers in the same order, 0 for what is not prunable. The quota's threshold is the least key that no
-   more than the quota's tokens lie above. It is searched for between the least and the greatest key: two keys in
-   between are counted at a time, and the range falls to a third; 21 passes at most, 7 to 9 as scores are. What lies
-   above the threshold is taken, and of its ties the first, whose last column is found by the same search.
-2. One token per position: every token puts (key, earlier first) into its position's slot by an integer maximum, which
-   no order of execution changes. Where a position's best is taken, it stays; what is not the best would not stay.
+1. Scores become integers (keys) in the same order; a token that is not prunable gets 0. The threshold is the smallest
+   key such that at most the quota's number of tokens have a larger key. It is searched between the smallest and the
+   largest key: each pass counts the tokens above two keys in between, and a third of the range remains. This takes at
+   most 21 passes, 7 to 9 for usual scores. Tokens above the threshold are taken, and then the first tokens with a key
+   equal to it. The last column of these is found by the same search.
+2. One token per position: every token puts (key, earlier first) into the slot of its position by an integer maximum,
+   whose result does not depend on the order of execution. The best token of a position stays if it is taken.
 
-A segment of more than `LARGE` tokens is cut into pieces, one a program, in two launches. In the first each piece
-searches a sample of its segment, the same for all pieces, for two keys that the threshold lies between, as Floyd and
-Rivest do; counts its tokens above them; and lists those in between. In the second each piece adds up its segment's
-counts, searches the lists of all its pieces, which hold a twentieth of the keys, and settles its own tokens. Where the
-sample was wrong, all keys are searched.
+A segment of more than `LARGE` tokens is cut into pieces, with a program for each, in two launches. In the first launch,
+each piece searches a sample of its segment for two keys around the threshold, as Floyd and Rivest do. The sample is the
+same for all pieces. The piece counts its tokens above the two keys, and lists those in between. In the second launch,
+each piece adds up the counts of its segment, searches the lists of all its pieces (a twentieth of the keys), and
+settles its own tokens. If the sample was misleading, all keys are searched.
 
-Cost: scores and positions are read once, 4 + 8 bytes a token. In a long segment 4 to 8 bytes of keys are written, and
-every piece reads the lists, a fifth of a byte a token of the segment, in each of its passes.
+Cost: scores and positions are read once, 4 + 8 bytes a token. In a long segment, 4 to 8 bytes of keys are written for
+each token. In each pass, every piece reads the lists: a fifth of a byte for each token of the segment.
 """
 
 import triton

@@ -1,12 +1,12 @@
-"""A segment in a program's registers: its columns, its keys, the threshold among them, and what stays."""
+"""A segment in a program's registers: its columns, its keys, their threshold, and the tokens that stay."""
 
 import triton
 import triton.language as tl
 
-FIXED: tl.constexpr = tl.constexpr(-1)  # as `select` has it
+FIXED: tl.constexpr = tl.constexpr(-1)  # the same values as in `select`
 PADDING: tl.constexpr = tl.constexpr(-2)
-LAST: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # beyond every column, whose order `^ LAST` turns round
-NOBODY: tl.constexpr = tl.constexpr(-(2**63))  # claims a position that no token has
+LAST: tl.constexpr = tl.constexpr(0x7FFFFFFF)  # larger than every column; `^ LAST` reverses their order
+NOBODY: tl.constexpr = tl.constexpr(-(2**63))  # the claim of a position without a token
 
 
 @triton.jit

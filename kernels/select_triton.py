@@ -1,4 +1,4 @@
-"""`select` in Triton: sizes of blocks and pieces, the launches, and the operator `torch.ops.adatp.select`."""
+"""`select` in Triton: block and piece sizes, the launches, and the operator `torch.ops.adatp.select`."""
 
 import torch
 from torch import Tensor
@@ -6,11 +6,11 @@ from torch import Tensor
 from adatp_kernels.launch import cdiv, operator
 from adatp_kernels.select_kernels import long_segment_kernel, select_kernel
 
-# Tokens of a segment that a program holds in registers: five frames or less, and up to 32 keys a thread.
+# Block sizes for the tokens of a segment in registers: up to five frames, and up to 32 keys a thread.
 SMALL, LARGE = 1024, 8192
-# Tokens of a piece of a longer segment: no more than `LARGE`, lest three long segments meet in one stretch of them.
+# Tokens of a piece of a longer segment: at most `LARGE`, so that at most two long segments meet in one chunk.
 CHUNK = 4096
-# Tokens that are drawn from a long segment.
+# Tokens in the sample of a long segment.
 SAMPLE = 4096
 LAUNCH = {"num_warps": 8, "enable_fp_fusion": True}
 
@@ -26,7 +26,7 @@ def select_triton(
     positions: int,
     deduplicate: bool,
 ) -> tuple[Tensor, Tensor]:
-    """`adatp_kernels.select.select`; `score` belongs to the tokens from `start` on."""
+    """Run `adatp_kernels.select.select` in Triton; the scores are those of the tokens from `start` on."""
     batch, length = position.shape
     segments, stretches, columns = quota.shape[1], begin.shape[1], score.shape[1]
     long = columns > LARGE
