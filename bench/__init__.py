@@ -1,4 +1,4 @@
-"""Measurements of the kernels, of a whole prefill, and of the way to the first token. Not in the wheel."""
+"""Benchmarks of the kernels, of a whole prefill, and of the time to the first token. They are not in the wheel."""
 
 from bench import checkout
 

@@ -1,4 +1,4 @@
-"""Gathering the survivors: the kernel, the reference, and one index_select a tensor."""
+"""Benchmark of `compact`: the kernel, the reference, and one index_select for each tensor."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def compiled_reference(x: SimpleNamespace) -> list[Tensor]:
 
 
 def index_selects(x: SimpleNamespace) -> list[Tensor]:
-    """The host waits for `nonzero` to know how much there is."""
+    """Gather by index_select. The host waits for `nonzero`, because it needs the number of tokens."""
     index = x.keep[0].nonzero().squeeze(1)
     return [tensor.index_select(1, index) for tensor in x.tensors]
 
@@ -40,7 +40,7 @@ PROVIDERS = {
 
 
 def reason(case: Case, provider: str) -> str:
-    """Why this machine does not run it; empty if it does."""
+    """Return why this machine does not run the provider; empty if it does."""
     why = too_much(2 * case.length * case.hidden * 4)  # fp32 on the host, then the device's dtype, and the results
     if provider == "triton":
         return no_triton() or why

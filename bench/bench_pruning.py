@@ -1,4 +1,4 @@
-"""What pruning costs beside what it saves: the forward with and without, a first cut, all cuts."""
+"""Benchmark of the cost and the gain of pruning: the forward with and without it, a first cut, and all cuts."""
 
 import time
 from collections.abc import Callable
@@ -39,7 +39,7 @@ PREFILL = f"pruned prefill: {CASE}"
 
 @pytest.fixture(scope="module")
 def small() -> tuple[Untrained, Any]:
-    """The small untrained model and 32 random frames in 8 shots."""
+    """Return the small untrained model, and a prompt with 32 random frames in 8 shots."""
     untrained = load_untrained()
     random = np.random.default_rng(0)
     shots = random.integers(0, 256, (8, 14, 14, 3), dtype=np.uint8).repeat(14, 1).repeat(14, 2)
@@ -64,7 +64,7 @@ def test_forward(measure: Measure, small: tuple[Untrained, Any], provider: str) 
 
 @pytest.fixture(scope="module")
 def layer() -> Callable[[int], Any]:
-    """One decoder layer with random weights, as a function of how many tokens it sees."""
+    """Return one decoder layer with random weights, as a function of the number of tokens."""
     config = Qwen2Config(**{**MODEL_SHAPES[CASE.model].text_config, "num_hidden_layers": 1}, vocab_size=8)
     torch.manual_seed(0)
     model = Qwen2Model._from_config(config, attn_implementation="sdpa").eval().to(DEVICE, DTYPE)
@@ -79,7 +79,7 @@ def layer() -> Callable[[int], Any]:
 
 
 class Cut:
-    """What is done between two decoder layers: of the prompt's tokens `before` are left, and `after` shall be."""
+    """The work between two decoder layers, which reduces the prompt from `before` tokens to `after` tokens."""
 
     def __init__(self, before: int, after: int) -> None:
         s, x, m = score_inputs(CASE), select_inputs(CASE), compact_inputs(CASE)
@@ -89,7 +89,7 @@ class Cut:
         self.scored = SimpleNamespace(
             query=s.query, key=s.key[:, :, left], rows=rows, columns=(0, len(visual)), scale=s.scale
         )
-        is_first = before == CASE.length  # after it segments have holes, and no position is left twice
+        is_first = before == CASE.length  # after the first cut, segments have gaps, and positions are unique
         begins = x.begin if is_first else x.begin[:, ::FRAMES_PER_SEGMENT]
         self.selected = SimpleNamespace(
             score=x.score[:, visual],
@@ -118,7 +118,7 @@ class Cut:
 
 
 def lengths() -> list[int]:
-    """Tokens at every decoder layer's input under the schedule alone."""
+    """Return the tokens at every decoder layer's input under the schedule alone."""
     shape = MODEL_SHAPES[CASE.model]
     return [count + CASE.text for count in adatp.AdaTP().counts(shape, shape.layers)]
 
@@ -146,7 +146,7 @@ def test_first_cut(
 def test_prefill(
     measure: Measure, layer: Callable[[int], Any], cuts: list[Cut], group: str, case: Case, provider: str, cache: str
 ) -> None:
-    """The weights of one decoder layer stand for all."""
+    """Time all layers and all cuts. All layers share the weights of one."""
 
     def layers() -> None:
         for length in lengths():

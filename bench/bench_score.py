@@ -1,4 +1,4 @@
-"""Scores of the visual tokens: the kernel, the reference, and full attention with a slice."""
+"""Benchmark of `score`: the kernel, the reference, and full attention with a slice."""
 
 from types import SimpleNamespace
 
@@ -11,7 +11,7 @@ from bench.costs import score_cost
 from bench.harness import Measure, compiled, grid, no_compile, no_triton, too_much
 from bench.inputs import BASE, DEVICE, Case, run_score, score_inputs
 
-# The reference's loop over rows is unrolled when it is compiled: seconds for every turn.
+# torch.compile unrolls the reference's loop over rows; it takes seconds for every turn.
 MAX_TURNS = 32 if DEVICE.type == "cuda" else 12
 
 
@@ -29,7 +29,7 @@ def compiled_reference(x: SimpleNamespace) -> Tensor:
 
 
 def eager_attention(x: SimpleNamespace) -> Tensor:
-    """What `output_attentions=True` computes (transformers' eager attention), averaged and sliced."""
+    """Compute attention as `output_attentions=True` does (transformers' eager attention), then average and slice."""
     repeats = x.all_queries.shape[1] // x.key.shape[1]
     length = x.key.shape[2]
     mask = torch.full((length, length), float("-inf"), dtype=x.key.dtype, device=x.key.device).triu(1)
@@ -48,7 +48,7 @@ PROVIDERS = {
 
 
 def reason(case: Case, provider: str) -> str:
-    """Why this machine does not run it; empty if it does."""
+    """Return why this machine does not run the provider; empty if it does."""
     inputs = 8 * (case.heads + case.key_heads) * case.length * case.dim  # and once more, in fp32
     if provider == "eager attention":
         area = case.heads * case.length**2
@@ -65,7 +65,7 @@ def reason(case: Case, provider: str) -> str:
 
 
 def check(actual: Tensor, expected: Tensor) -> None:
-    """Within the rounding of the inputs' dtype, relative to the mean score."""
+    """Check that the scores agree within the rounding of the inputs' dtype, relative to the mean score."""
     tolerance = 1e-4 if actual.device.type == "cpu" else 2e-2
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance * float(expected.mean()))
 

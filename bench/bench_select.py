@@ -1,4 +1,4 @@
-"""Which tokens stay: the kernel, the reference, and a loop of torch.topk over the segments."""
+"""Benchmark of `select`: the kernel, the reference, and a loop of torch.topk over the segments."""
 
 from types import SimpleNamespace
 
@@ -26,7 +26,7 @@ def compiled_reference(x: SimpleNamespace) -> Tensor:
 
 
 def topk_loop(x: SimpleNamespace) -> Tensor:
-    """A topk for each segment, best first; the first of each position among them is found by a scatter."""
+    """Run a topk for each segment, best first. A scatter finds the first token of each position."""
     keep: Tensor = x.position == FIXED
     segment = x.segment[0].repeat_interleave(x.positions)
     for s, quota in enumerate(x.quota[0].tolist()):
@@ -48,7 +48,7 @@ PROVIDERS = {
 
 
 def reason(case: Case, provider: str) -> str:
-    """Why this machine does not run it; empty if it does."""
+    """Return why this machine does not run the provider; empty if it does."""
     if provider == "triton":
         return no_triton()
     if provider == "compiled":
@@ -58,7 +58,7 @@ def reason(case: Case, provider: str) -> str:
     return ""
 
 
-# OneVision's two sizes have the same frame grid, and differ here by 17 text tokens.
+# OneVision's two sizes have the same frame grid; here they differ only by 17 text tokens.
 CASES = {
     **{f"select: {c}": c for c in (Case("onevision-7b"), Case("onevision-0.5b"), Case("llava-video-7b"))},
     **{f"select: {c}": c for c in (Case("onevision-7b", frames=frames) for frames in (8, 128, 1024))},

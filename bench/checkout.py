@@ -1,4 +1,4 @@
-"""A plain checkout, where nothing is installed: `adatp_kernels` is the folder `kernels/` there as well."""
+"""Support for a plain checkout without installation: it makes the folder `kernels/` importable as `adatp_kernels`."""
 
 import importlib.util
 import sys
@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent
 
 
 def find_kernels() -> None:
-    """Let `import adatp_kernels` find `kernels/` unless the package is installed."""
+    """Make `import adatp_kernels` find `kernels/`, unless the package is installed."""
     if importlib.util.find_spec("adatp_kernels") is not None:
         return
     spec = ModuleSpec("adatp_kernels", loader=None, is_package=True)

@@ -1,4 +1,4 @@
-"""One fixture that checks and times a provider, and one table of all results at the end."""
+"""A fixture that checks and times a provider, and a table of all results at the end."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -15,9 +15,9 @@ from bench.timing import DeviceClock, measure_roofs, seconds
 
 ROWS = pytest.StashKey[list[Row]]()
 ROOFS = pytest.StashKey[Roofs]()
-SECONDS = 0.25 if DEVICE.type == "cuda" else 1.0  # spent on each row, within these bounds:
+SECONDS = 0.25 if DEVICE.type == "cuda" else 1.0  # time for each row, if the number of rounds stays within `ROUNDS`
 ROUNDS = (10, 100) if DEVICE.type == "cuda" else (3, 50)
-LONG = 2.0  # seconds of a call that needs no second one to be warm
+LONG = 2.0  # seconds; a longer call needs no second one for the estimate
 
 torch.set_grad_enabled(False)
 
@@ -29,7 +29,7 @@ def roofs(request: pytest.FixtureRequest) -> Roofs:
 
 @pytest.fixture
 def measure(request: pytest.FixtureRequest, benchmark: Any, roofs: Roofs) -> Measure:
-    """Times a provider."""
+    """Return a function that times a provider."""
     rows = request.config.stash.setdefault(ROWS, [])
     marker: dict[str, Any] = request.node.get_closest_marker("benchmark").kwargs
 
@@ -57,7 +57,9 @@ def measure(request: pytest.FixtureRequest, benchmark: Any, roofs: Roofs) -> Mea
             results: list[Any] = []
             estimate = seconds(lambda: results.append(run()))
             check(results.pop())
-            if DEVICE.type == "cuda" or provider == "compiled" or estimate < LONG:  # what came first was a compiler
+            if (
+                DEVICE.type == "cuda" or provider == "compiled" or estimate < LONG
+            ):  # the first call may include a compiler
                 estimate = seconds(run)
             rounds = min(max(int(SECONDS / estimate), ROUNDS[0]), ROUNDS[1])
             benchmark.pedantic(run, rounds=rounds, warmup_rounds=1 if rounds > ROUNDS[0] else 0)

@@ -1,4 +1,4 @@
-"""The rate of exp2 in fp32, as the kernels compute it: on values that stay in registers."""
+"""The rate of exp2 in fp32 on values in registers, as the kernels compute it."""
 
 import torch
 import triton
@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
-PROGRAMS = 32  # for each processor, 64 warps of which run at a time
+PROGRAMS = 32  # for each processor, which runs 64 warps at a time
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def exponentials_kernel(out, TURNS: tl.constexpr, BLOCK: tl.constexpr):
 
 
 def exponentials(device: torch.device, turns: int) -> Tensor:
-    """`[N]` float32 on which `turns` exponentials each were computed; N fills the GPU."""
+    """Compute `turns` exponentials for each of `[N]` float32 values; N fills the GPU."""
     programs = PROGRAMS * torch.cuda.get_device_properties(device).multi_processor_count
     out = torch.empty(programs * BLOCK, device=device)
     exponentials_kernel[(programs,)](out, TURNS=turns, BLOCK=BLOCK, num_warps=8, enable_fp_fusion=True)

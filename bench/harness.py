@@ -1,4 +1,4 @@
-"""From cases and providers to rows of one table."""
+"""Tools that turn cases and providers into the rows of a table."""
 
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +17,7 @@ from bench.costs import Cost, Roofs
 from bench.inputs import DEVICE, DTYPE
 from bench.timing import CLOCKS
 
-# What one call may need on a CPU, so that the whole run stays within minutes on two cores.
+# Largest number of FLOPs of a call on a CPU, so that the whole run takes only minutes on two cores.
 CPU_FLOPS = 100e9
 # Share of the free memory that one call may take.
 MEMORY = 0.8
@@ -28,10 +28,14 @@ class Row:
     """A line of the table: a result in seconds, or the reason why there is none.
 
     Attributes:
-        group: what is run, on what.
-        provider: by what.
-        cache: in which state of the cache, where that makes a difference.
-        baseline: whether the others of the group are given as ratios to this one.
+        group: the operation and its case.
+        provider: the implementation.
+        cache: state of the cache ("cold" or "warm"); empty on a CPU.
+        baseline: whether the ratios of the group refer to this row.
+        reason: why there is no result; empty if there is one.
+        median, q1, q3: median and quartiles of the seconds.
+        rounds: number of timed calls.
+        cost: the least work, if there is a cost model.
     """
 
     group: str
@@ -50,7 +54,7 @@ class Row:
         return f"{self.provider} {self.cache}".strip()
 
     def achieved(self, roofs: Roofs) -> dict[str, float]:
-        """Rates, and how far from the roof."""
+        """Return the rates, and the distance from the roof."""
         if self.reason or self.cost is None:
             return {}
         return {
@@ -64,7 +68,7 @@ class Row:
 
 
 class Measure(Protocol):
-    """Run once and check, then time; or note why not."""
+    """A function that runs a provider once, checks the result and times it, or notes why it does not run."""
 
     def __call__(
         self,
@@ -80,7 +84,7 @@ class Measure(Protocol):
 
 
 def grid(cases: Mapping[str, Any], providers: Iterable[str]) -> list[Any]:
-    """Parameters (group, case, provider, cache) of every case with every provider and every clock."""
+    """Return the parameters (group, case, provider, cache) of every case with every provider and every clock."""
     return [
         pytest.param(
             group, case, provider, cache,
@@ -94,7 +98,7 @@ def grid(cases: Mapping[str, Any], providers: Iterable[str]) -> list[Any]:
 
 
 def too_much(memory: float, flops: float = 0) -> str:
-    """Why this machine does not run a call that needs so many bytes and FLOPs; empty if it does."""
+    """Return why this machine does not run a call that needs so many bytes and FLOPs; empty if it does."""
     free = free_memory()
     if memory > MEMORY * free:
         return f"needs {memory / 1e9:.0f} GB, free {free / 1e9:.0f}"
@@ -104,7 +108,7 @@ def too_much(memory: float, flops: float = 0) -> str:
 
 
 def free_memory() -> int:
-    """Bytes on the device that runs the calls."""
+    """Return the free bytes on the device that runs the calls."""
     if DEVICE.type == "cuda":
         torch.cuda.empty_cache()
         return torch.cuda.mem_get_info(DEVICE)[0]
@@ -116,7 +120,7 @@ def free_memory() -> int:
 
 
 def no_triton() -> str:
-    """Why the kernels are not timed here; empty if they are."""
+    """Return why the kernels are not timed here; empty if they are."""
     if DEVICE.type != "cuda":
         return "no GPU"
     return "Triton's interpreter is on" if interpreted() else ""
@@ -124,7 +128,7 @@ def no_triton() -> str:
 
 @cache
 def no_compile() -> str:
-    """Why torch.compile is not timed here; empty if it is."""
+    """Return why torch.compile is not timed here; empty if it is."""
     try:
         torch.compile(lambda x: x + 1)(torch.ones(8, device=DEVICE))
     except Exception as error:
@@ -134,14 +138,14 @@ def no_compile() -> str:
 
 @lru_cache(maxsize=1)
 def compiled(function: Callable[..., Any], case: Any) -> Callable[..., Any]:
-    """`function` by torch.compile, for the shapes of one case and no others."""
+    """Compile `function` by torch.compile, only for the shapes of one case."""
     torch._dynamo.reset()
     return torch.compile(function, dynamic=False, fullgraph=True)
 
 
 @cache
 def machine() -> dict[str, Any]:
-    """What a reader must know of the machine, and nothing that names it."""
+    """Describe the machine for readers of the results, without anything that identifies it."""
     return {
         "gpu": gpu(DEVICE),
         "cpu": processor(),

@@ -1,4 +1,4 @@
-"""The README's two tables of results: a few rows of what docs/accuracy.md and docs/speed.md show whole."""
+"""The README's two tables of results: a few rows from the full tables in docs/accuracy.md and docs/speed.md."""
 
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -8,11 +8,11 @@ from adatp.tables.tabulate import Rows
 from bench.summary import duration
 
 Found = dict[str, Any]
-SIZES = ((256, 1), (8, 8))  # frames and batch: one that gains and one that loses
+SIZES = ((256, 1), (8, 8))  # (frames, batch): one case that gets faster and one that gets slower
 
 
 def accuracy_in_short(study: Found) -> str:
-    """The unpruned model, and AdaTP at its settings beside it."""
+    """Return the accuracy table: the unpruned model, and AdaTP at its settings."""
     rows = [
         ["", "decoder FLOPs", "right answers", "points gained, 95 % interval"],
         ["unpruned", "100.0 %", f"{100 * study['unpruned']['accuracy']:.1f} %", ""],
@@ -27,11 +27,11 @@ def accuracy_in_short(study: Found) -> str:
 
 
 def speed_in_short(gpus: Iterable[Sequence[Found]], machines: Iterable[Found]) -> str:
-    """AdaTP at p = 1 beside the unpruned model: prefills and first tokens.
+    """Return the speed table: prefills and first tokens of AdaTP at p = 1 and of the unpruned model.
 
     Args:
-        gpus: of each GPU, what its steps have found.
-        machines: of each machine, what `bench.e2e` has found.
+        gpus: for each GPU, the results of its steps.
+        machines: for each machine, the results of `bench.e2e`.
     """
     rows = [["", "unpruned", "AdaTP, p = 1", "of unpruned"]]
     for steps in gpus:
@@ -42,7 +42,7 @@ def speed_in_short(gpus: Iterable[Sequence[Found]], machines: Iterable[Found]) -
 
 
 def _of_gpu(steps: dict[str, Found]) -> Rows:
-    gpu = steps["prefill"]["machine"]["gpu"].split()[1]  # of NVIDIA H100 80GB HBM3, what people say
+    gpu = steps["prefill"]["machine"]["gpu"].split()[1]  # the short name: "H100" of "NVIDIA H100 80GB HBM3"
     made = []
     for step, what in (("prefill", "prefill"), ("ttft", "first token")):
         rows = {(row["model"], row["name"]): row for row in steps[step]["rows"] if not row.get("compiled")}
@@ -75,13 +75,13 @@ def _of_machine(found: Found) -> Rows:
 
 
 def _line(name: str, whole: Sequence[float], pruned: Sequence[float], ratio: float | None = None) -> list[str]:
-    """Medians of seconds, and what they are of each other where nothing says it."""
+    """Return a row with the medians of seconds and their ratio, which is computed if it is not given."""
     before, after = median(whole), median(pruned)
     return [name, duration(before), duration(after), f"{after / before if ratio is None else ratio:.3f}"]
 
 
 def _table(rows: Rows) -> str:
-    """Markdown without a title; the first row is the head."""
+    """Return a Markdown table without a title; the first row is the head."""
     head, *rest = rows
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rest]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

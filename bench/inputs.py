@@ -1,4 +1,4 @@
-"""The operations as they are called, on published shapes: random tensors, and scores as attention makes them."""
+"""Inputs of the operations with published shapes: random tensors, and scores with the biases of attention."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,9 +14,9 @@ from adatp_kernels.score import score
 from adatp_kernels.select import FIXED, select
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # what people run there
+DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32  # the usual data types
 NAMES = {"onevision-0.5b": "OneVision-0.5B", "onevision-7b": "OneVision-7B", "llava-video-7b": "LLaVA-Video-7B"}
-# The model around which frames and text rows are varied.
+# The model for which the numbers of frames and of text rows vary.
 BASE = "onevision-7b" if DEVICE.type == "cuda" else "onevision-0.5b"
 FRAMES_PER_SEGMENT = 4
 
@@ -78,15 +78,18 @@ class Case:
 
 
 def random_generator() -> torch.Generator:
-    """Inputs are made on the host, so that every machine gets the same."""
+    """Return a generator on the host, so that every machine gets the same inputs."""
     return torch.Generator().manual_seed(0)
 
 
 def biased_scores(frames: int, positions: int, generator: torch.Generator) -> Tensor:
-    """`[frames * positions]` float32 that add up to 1: log-normal, with the two biases of the paper (section 3.2).
+    """Make log-normal scores that add up to 1, with the two biases of the paper (section 3.2).
 
-    Global: the first and above all the last frames of a video get most of it (of 32 frames, the last four hold most
-    of the highest tenth). Local: a few spatial positions get several times the average in every frame.
+    Global bias: the first frames, and above all the last ones, get most of the attention. Of 32 frames, the last four
+    hold most of the highest tenth. Local bias: a few spatial positions get several times the average in every frame.
+
+    Returns:
+        `[frames * positions]` float32.
     """
     value = torch.randn(frames, positions, generator=generator, dtype=torch.float64).exp()
     at = torch.linspace(0, 1, frames, dtype=torch.float64)[:, None]
@@ -97,7 +100,7 @@ def biased_scores(frames: int, positions: int, generator: torch.Generator) -> Te
 
 @lru_cache(maxsize=1)
 def score_inputs(case: Case) -> SimpleNamespace:
-    """Arguments of `score`, and the queries of the whole sequence, which eager attention needs."""
+    """Make the arguments of `score`, and the queries of the whole sequence, which eager attention needs."""
     make = random_generator()
     query = torch.randn(1, case.heads, case.length, case.dim, generator=make).to(DEVICE, DTYPE)
     return SimpleNamespace(
@@ -113,7 +116,7 @@ def score_inputs(case: Case) -> SimpleNamespace:
 
 @lru_cache(maxsize=1)
 def select_inputs(case: Case) -> SimpleNamespace:
-    """Arguments of `select` at a first cut, which keeps two fifths of each segment before it deduplicates."""
+    """Make the arguments of `select` at a first cut, which keeps 2/5 of each segment before it deduplicates."""
     make = random_generator()
     scores = {
         "biased": lambda: biased_scores(case.frames, case.positions, make),
@@ -137,7 +140,7 @@ def select_inputs(case: Case) -> SimpleNamespace:
 
 @lru_cache(maxsize=1)
 def compact_inputs(case: Case) -> SimpleNamespace:
-    """Arguments of `compact` as the engine calls it: hidden states, rotary tables, position and origin."""
+    """Make the arguments of `compact` as in the engine: hidden states, rotary tables, position and origin."""
     make = random_generator()
     x = select_inputs(case)
     keep = run_select(x, "reference")
@@ -155,12 +158,12 @@ def compact_inputs(case: Case) -> SimpleNamespace:
 
 
 def run_score(x: SimpleNamespace, impl: Impl = "auto") -> Tensor:
-    """`[1, C]` scores of `score_inputs`."""
+    """Compute the `[1, C]` scores of `score_inputs`."""
     return score(x.query, x.key, x.rows, x.columns, scale=x.scale, impl=impl)
 
 
 def run_select(x: SimpleNamespace, impl: Impl = "auto") -> Tensor:
-    """`[1, L]` bool: what stays of `select_inputs`."""
+    """Select from `select_inputs`: `[1, L]` bool, the tokens that stay."""
     keep, _ = select(
         x.score,
         x.position,
@@ -175,5 +178,5 @@ def run_select(x: SimpleNamespace, impl: Impl = "auto") -> Tensor:
 
 
 def run_compact(x: SimpleNamespace, impl: Impl = "auto") -> list[Tensor]:
-    """The kept rows of `compact_inputs`."""
+    """Return the kept rows of `compact_inputs`."""
     return compact(x.keep, x.counts, x.tensors, impl=impl)

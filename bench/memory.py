@@ -1,8 +1,9 @@
-"""Peak memory of a prefill on a long video, and the bytes of its KV cache, pruned and not.
+"""Measure the peak memory of a prefill on a long video, and the bytes of its KV cache, with and without pruning.
 
     python -m bench.memory [--frames 256] [--json FILE]
 
-The peak is of tensors, what kernels take for themselves among them, beyond what was held before: the model itself.
+The peak counts tensors, including those inside kernels. It does not count memory that was in use before, such as the
+model.
 """
 
 import argparse
@@ -26,16 +27,16 @@ from adatp.small.untrained import load_untrained
 from bench.harness import machine
 
 RATIOS = ("unpruned", "2.0", "1.5", "1.0")  # p
-HEADS, LAYERS, IMAGE = 8, 18, 196  # of a LLaVA-OneVision with 49 tokens a frame
+HEADS, LAYERS, IMAGE = 8, 18, 196  # a LLaVA-OneVision with 49 tokens a frame
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says on stderr that it begins and ends
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler from printing to stderr
 T = TypeVar("T")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--frames", type=int, default=256, help="frames of the video (default 256)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results")
+    parser.add_argument("--frames", type=int, default=256, help="Number of frames of the video (default: 256).")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="File to write the results to (default: none).")
     arguments = parser.parse_args()
     errors = Console(stderr=True)
     rows = [measure(row, arguments.frames) for row in track(RATIOS, "measuring", console=errors)]
@@ -47,7 +48,7 @@ def main() -> None:
 
 @torch.no_grad()
 def measure(row: str, frames: int) -> dict[str, Any]:
-    """Bytes of one prefill: its peak, the vision tower's alone, its cache as it is and as the report says."""
+    """Measure the bytes of one prefill: its peak, the vision tower's peak, and its cache, measured and as reported."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     untrained = load_untrained(image_size=IMAGE, layers=LAYERS, heads=HEADS)
     model, relevance = untrained.model.to(device), untrained.relevance.to(device)
@@ -63,7 +64,7 @@ def measure(row: str, frames: int) -> dict[str, Any]:
         else adatp.apply(model, method=adatp.AdaTP(p=float(row)), relevance=relevance, question="What happens?")
     )
     with pruning as pruned:
-        # a first, short run pays for what only a first run needs
+        # a short first run, because a first run needs extra memory
         short = frames // 16 * side * side
         model(
             input_ids=inputs["input_ids"][:, -(short + 41) :],
@@ -85,9 +86,9 @@ def measure(row: str, frames: int) -> dict[str, Any]:
 
 
 def with_peak(run: Callable[[], T], device: str) -> tuple[T, int]:
-    """What `run` returns, and the most bytes that its tensors held at a time beyond what was held before.
+    """Return the result of `run`, and the peak bytes of its tensors, without those that existed before.
 
-    On a CPU those of the calling thread are counted, by PyTorch's profiler.
+    On a CPU, PyTorch's profiler counts the tensors of the calling thread.
     """
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -103,7 +104,7 @@ def with_peak(run: Callable[[], T], device: str) -> tuple[T, int]:
 
 
 def table(result: dict[str, Any]) -> Table:
-    """One line a row, with ratios to the first."""
+    """Return a table with one line for each row, and ratios to the first row."""
     where = result["machine"]
     visual = result["frames"] * (IMAGE // 28) ** 2
     title = (

@@ -1,4 +1,4 @@
-"""Result files: written as a whole or not at all, and again after every row, so that what ends early is kept."""
+"""Result files. A file is replaced as a whole after every row, so the results survive if a run ends early."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from bench.inputs import DEVICE
 
 
 class Record:
-    """A measurement's result file, which holds what has been found so far.
+    """The result file of a measurement, with the results so far.
 
     Args:
-        path: of the file.
-        step: what is measured.
+        path: path of the file.
+        step: name of the measurement.
 
     Attributes:
-        found: what the file holds.
+        found: content of the file.
     """
 
     def __init__(self, path: Path, step: str) -> None:
@@ -40,7 +40,7 @@ class Record:
 
     @property
     def folder(self) -> Path:
-        """Where the file is, and what else a step leaves."""
+        """The folder of the file and of a step's other files."""
         return self._path.parent
 
     def put(self, **values: Any) -> None:
@@ -50,19 +50,19 @@ class Record:
         write_json(self._path, self.found)
 
     def add(self, table: str, row: dict[str, Any]) -> None:
-        """Put a row behind the others of a table, and write the file."""
+        """Append a row to a table, and write the file."""
         self.put(**{table: [*self.found.get(table, []), row]})
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file by a value as JSON, floats to four digits; a reader finds the old file or the new one."""
+    """Write a value as JSON, with floats to four digits. A reader finds either the old file or the new one."""
     part = path.with_name(f"{path.name}.part")
     part.write_text(json.dumps(rounded(value), indent=1) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 
 def rounded(value: Any) -> Any:
-    """Floats to four digits."""
+    """Round all floats in a value to four digits."""
     if isinstance(value, dict):
         return {key: rounded(own) for key, own in value.items()}
     if isinstance(value, list | tuple):
@@ -71,7 +71,7 @@ def rounded(value: Any) -> Any:
 
 
 def commit() -> dict[str, Any]:
-    """Which version of the code runs; nothing outside a repository."""
+    """Return the version of the code; its values are None outside a repository."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
@@ -83,7 +83,7 @@ def commit() -> dict[str, Any]:
 
 
 def _device() -> dict[str, Any]:
-    """What `machine` does not say and a GPU's figures depend on."""
+    """Return properties that affect a GPU's figures and that `machine` does not include."""
     found = {"python": platform.python_version(), "transformers": transformers.__version__, "cuda": torch.version.cuda}
     if DEVICE.type != "cuda":
         return found

@@ -1,6 +1,6 @@
-"""Write the tables of README and docs, and the pictures beside the result files, from these: `python -m bench.report`.
+"""Write the tables of README and docs, and the pictures, from the result files: `python -m bench.report`.
 
-What stands in a page between `<!-- report: NAME -->` and `<!-- end -->` is written here and nowhere else.
+Only this module writes the text between `<!-- report: NAME -->` and `<!-- end -->` in a page.
 """
 
 import json
@@ -28,7 +28,7 @@ BLOCK = re.compile(r"(<!-- report: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def study() -> str:
-    """Accuracy: all methods, by kind at p = 1, and the model's biases."""
+    """Return the accuracy section: all methods, the kinds of question at p = 1, and the model's biases."""
     found = _read("study.json")
     shown = [
         ("Accuracy on held-out questions", accuracy(found)),
@@ -39,7 +39,7 @@ def study() -> str:
 
 
 def speed() -> str:
-    """Time to first token: every machine's prefill, stages and goals."""
+    """Return the section on the time to the first token: prefill, stages and goals of every machine."""
     parts = []
     for file in _machines():
         found = _load(file)
@@ -52,7 +52,7 @@ def speed() -> str:
 
 
 def gpu() -> str:
-    """What every GPU took, but for how its steps ended."""
+    """Return the section on every GPU, without the states of the steps."""
     parts = []
     for folder in _gpus():
         found = _steps(folder)
@@ -63,7 +63,7 @@ def gpu() -> str:
 
 
 def _steps(folder: Path) -> list[dict[str, Any]]:
-    """What the steps that were run have found, in the plan's order."""
+    """Return the results of the steps that have run, in the plan's order."""
     files = [folder / f"{step.name}.json" for step in STEPS]
     return [_load(file) for file in files if file.exists()]
 
@@ -78,13 +78,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
 
 
 def written(page: str) -> str:
-    """A page with every block as the result files have it."""
+    """Return a page with every block written anew from the result files."""
     return BLOCK.sub(lambda found: f"{found[1]}\n{BLOCKS[found[2]]()}\n{found[3]}", page)
 
 
 def main() -> None:
     """Write README and docs, the full tables and the pictures."""
-    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # the same figures make the same picture
+    os.environ.setdefault("SOURCE_DATE_EPOCH", "0")  # equal figures give equal pictures
     matplotlib.rcParams["svg.hashsalt"] = "adatp"
     for page in PAGES:
         page.write_text(written(page.read_text(encoding="utf-8")), encoding="utf-8")
@@ -98,12 +98,12 @@ def main() -> None:
 
 
 def _machines() -> list[Path]:
-    """End-to-end results of every machine."""
+    """Return the files with end-to-end results, one for each machine."""
     return sorted(RESULTS.glob("e2e-*.json"))
 
 
 def _gpus() -> list[Path]:
-    """A folder of results for every GPU."""
+    """Return the folders of results, one for each GPU."""
     return sorted(RESULTS.glob("gpu-*"))
 
 
@@ -116,7 +116,7 @@ def _load(file: Path) -> Any:
 
 
 def _where(found: dict[str, Any]) -> str:
-    """What it ran on and how long that took."""
+    """Describe the machine and the time that the run took."""
     machine = found["machine"]
     return (
         f"Measured on {machine['processor']}, {machine['cores']} cores, device {machine['device']}, "

@@ -1,4 +1,4 @@
-"""What a run says: one table for people, and a JSON file that can be committed."""
+"""The output of a run: a table for people, and a JSON file that can be committed."""
 
 import io
 from collections.abc import Iterable
@@ -15,13 +15,13 @@ from bench.costs import Roofs
 from bench.harness import Row
 
 WIDTH = 150
-KEPT = {"min", "max", "mean", "stddev", "median", "q1", "q3", "iqr", "rounds"}  # of the statistics
+KEPT = {"min", "max", "mean", "stddev", "median", "q1", "q3", "iqr", "rounds"}  # the statistics to keep
 NO_GPU = "GPU: not measured; run `make bench` on a CUDA machine"
 
 
 def render(rows: list[Row], roofs: Roofs, machine: dict[str, Any]) -> str:
-    """The header, the table, and below it the goals."""
-    # a fixed width, so that output that is piped reads the same
+    """Return the header, the table and the goals as text."""
+    # a fixed width, so that piped output is the same
     printed = io.StringIO()
     console = Console(file=printed, width=WIDTH, highlight=False)
     console.print(f"\n{machine['gpu'] or machine['cpu']}", style="bold", end="")
@@ -40,7 +40,7 @@ def render(rows: list[Row], roofs: Roofs, machine: dict[str, Any]) -> str:
 
 
 def table(rows: list[Row], roofs: Roofs) -> Table:
-    """A section for every group."""
+    """Return a table with a section for every group."""
     result = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     result.add_column("", max_width=64)
     for name in ("median", "q1 - q3", "ratio", "GB/s", "of copy", "TFLOP/s", "of matmul", "x roof"):
@@ -55,7 +55,7 @@ def table(rows: list[Row], roofs: Roofs) -> Table:
 
 
 def cells(row: Row, baseline: float | None, roofs: Roofs) -> list[str]:
-    """A line of the table."""
+    """Return the cells of a line."""
     if row.reason:
         return [f"  {escape(row.name)}: [dim]not measured, {escape(row.reason)}[/]"]
     ratio = number(row.median / baseline) if baseline else "-"
@@ -69,12 +69,12 @@ def cells(row: Row, baseline: float | None, roofs: Roofs) -> list[str]:
 
 
 def grouped(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
-    """Neighbours of one group together."""
+    """Group neighbouring rows of the same group."""
     return [(group, list(members)) for group, members in groupby(rows, key=lambda row: row.group)]
 
 
 def goals(rows: list[Row], roofs: Roofs) -> list[str]:
-    """Each goal, whether it is met, and by what it is decided: the worst case."""
+    """Return a line for each goal: whether it is met, and the worst case, which decides."""
     measured = [row for row in rows if not row.reason]
     kernels = [row for row in measured if row.provider.startswith("triton")]
     scores = [row for row in kernels if row.group.startswith("score:")]
@@ -89,7 +89,7 @@ def goals(rows: list[Row], roofs: Roofs) -> list[str]:
 
 
 def eager_verdict(measured: list[Row], scores: list[Row]) -> str:
-    """Both at the same state of the cache."""
+    """Compare score with eager attention, at the same state of the cache."""
     full = {
         (row.group, row.cache): row.median
         for row in measured
@@ -128,13 +128,13 @@ def verdict(goal: str, judged: list[Row], missed: list[Row]) -> str:
 
 
 def duration(seconds: float, *others: float) -> str:
-    """With its unit; or, of `others`, in that unit but without it."""
+    """Format seconds with a unit. With `others`, format those instead, in that unit but without its name."""
     unit, size = next(((u, s) for u, s in (("s", 1), ("ms", 1e-3)) if seconds >= s), ("us", 1e-6))
     return " - ".join(number(other / size) for other in others) or f"{number(seconds / size)} {unit}"
 
 
 def number(value: float) -> str:
-    """Three digits."""
+    """Format a number with three digits."""
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
@@ -143,7 +143,7 @@ def percent(share: float) -> str:
 
 
 def stripped(report: dict[str, Any], rows: list[Row], roofs: Roofs) -> None:
-    """Take from pytest-benchmark's report what names a person or a machine and what bloats it; add what it lacks."""
+    """Clean pytest-benchmark's report: remove personal data and bulk, and add the roofs and the missing results."""
     report["commit_info"] = {key: report["commit_info"].get(key) for key in ("id", "dirty")}
     report["roofs"] = asdict(roofs)
     report["not_measured"] = [

@@ -1,10 +1,10 @@
 """Clocks, and the roofs of the machine.
 
-On a GPU a call is timed by events on the device. Before each one the device is kept busy for a millisecond, in which
-the host queues the call: what is measured is the device's time, without the host's launches, unless the call itself
-waits for the device or takes longer than that to queue. "cold" has the L2 overwritten before every call, "warm" leaves
-it as the last call did. Where calls are shorter than their launches, `replayed` puts many into a CUDA graph. On a CPU
-calls are timed by the wall clock, one after the other.
+On a GPU, events on the device time a call. Before each call the device is kept busy for a millisecond, in which the
+host queues the call. So the time is that of the device, without the host's launches, unless the call waits for the
+device or takes longer to queue. "cold" overwrites the L2 before every call, and "warm" does not. If calls are shorter
+than their launches, `replayed` puts many of them into a CUDA graph. On a CPU, the wall clock times one call after the
+other.
 """
 
 import time
@@ -15,19 +15,19 @@ import torch
 from bench.costs import Roofs
 from bench.inputs import DEVICE, DTYPE
 
-CYCLES_PER_SECOND = 2e9  # of a GPU, about
-TURNS = 512  # exponentials of each value, of 4 million on an H100: half a millisecond
+CYCLES_PER_SECOND = 2e9  # of a GPU, roughly
+TURNS = 512  # exponentials for each value; with 4 million values on an H100 they take half a millisecond
 
 
 def keep_busy(seconds: float = 1e-3) -> None:
-    """Queue what keeps the GPU busy for about that long, in which the host queues what is to be timed."""
+    """Keep the GPU busy for about that time, while the host queues the call to be timed."""
     torch.cuda._sleep(int(CYCLES_PER_SECOND * seconds))
 
 
 class DeviceClock:
-    """A timer for pytest-benchmark, which reads it right before and right after each call: seconds of device time.
+    """A timer for pytest-benchmark that returns seconds of device time.
 
-    Every second reading ends what the one before has begun, and only what lies between the two is counted.
+    pytest-benchmark reads it right before and right after each call. Only the time between these two readings counts.
     """
 
     def __init__(self, cold: bool) -> None:
@@ -52,7 +52,7 @@ class DeviceClock:
         return self._seconds
 
     def reset(self) -> None:
-        """Forget a beginning whose call has failed."""
+        """Forget the first reading of a call that has failed."""
         self._start = None
 
     def _flush_cache(self) -> None:
@@ -71,7 +71,7 @@ else:
 
 
 def device_seconds(run: Callable[[], object], *, cold: bool = False, rounds: int = 30) -> list[float]:
-    """Seconds of each of several calls once warm: the device's on a GPU, from a cold or a warm L2; else wall clock."""
+    """Time several calls after a first one: device seconds on a GPU, from a cold or a warm L2, else wall clock."""
     clock = CLOCKS["cold" if cold else "warm"] if DEVICE.type == "cuda" else time.perf_counter
     run()
     took = []
@@ -83,13 +83,14 @@ def device_seconds(run: Callable[[], object], *, cold: bool = False, rounds: int
 
 
 def replayed(run: Callable[[], object], *, calls: int = 10, rounds: int = 30) -> tuple[list[float], str]:
-    """Device seconds of one call, of each of several replays of a CUDA graph of `calls` of them, from a warm L2.
+    """Time a call by replays of a CUDA graph with `calls` copies of it, from a warm L2.
 
-    No launch of the host lies between them. What cannot be captured, because it waits for the device, is timed by
-    `device_seconds`.
+    The host launches nothing between the copies. A call that waits for the device cannot be captured; `device_seconds`
+    times it instead.
 
     Returns:
-        The seconds; and how they were taken: "graph replay", or "queue" or "wall clock" with the reason.
+        The device seconds of one call, for each replay; and how they were taken: "graph replay", or "queue" or "wall
+        clock" with the reason.
     """
     if DEVICE.type != "cuda":
         return device_seconds(run, rounds=rounds), "wall clock: no GPU"
@@ -98,7 +99,7 @@ def replayed(run: Callable[[], object], *, calls: int = 10, rounds: int = 30) ->
     stream.wait_stream(torch.cuda.current_stream())
     try:
         with torch.cuda.stream(stream):
-            for _ in range(3):  # compiles, and allocates what it keeps
+            for _ in range(3):  # to compile, and to allocate its memory
                 run()
         torch.cuda.synchronize()
         with torch.cuda.graph(graph, stream=stream):
@@ -111,7 +112,7 @@ def replayed(run: Callable[[], object], *, calls: int = 10, rounds: int = 30) ->
 
 
 def host_seconds(run: Callable[[], object], *, rounds: int = 30) -> list[float]:
-    """Seconds that the host takes to queue a call, of several of them; nothing is waited for that the call does not."""
+    """Time how long the host takes to queue a call, several times. Nothing waits for the device but the call itself."""
     run()
     took = []
     for _ in range(rounds):
@@ -129,7 +130,7 @@ def synchronize() -> None:
 
 
 def seconds(run: Callable[[], object]) -> float:
-    """Wall-clock seconds of one call, for an estimate."""
+    """Return the wall-clock seconds of one call, for an estimate."""
     synchronize()
     start = time.perf_counter()
     run()
@@ -138,7 +139,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def best(run: Callable[[], object], clock: Clock, rounds: int = 10) -> float:
-    """Seconds of the fastest of several calls: a roof is what can be reached."""
+    """Return the seconds of the fastest of several calls, because a roof is the best rate."""
     run()
     times = []
     for _ in range(rounds):
@@ -149,7 +150,7 @@ def best(run: Callable[[], object], clock: Clock, rounds: int = 10) -> float:
 
 
 def measure_roofs() -> Roofs:
-    """Copy and matrix product, both far larger than any cache, and exponentials, which touch no memory."""
+    """Measure the roofs: a copy and a matrix product, both much larger than any cache, and exponentials."""
     clock = list(CLOCKS.values())[-1]
     on_gpu = DEVICE.type == "cuda"
     source = torch.ones((1 << 30) if on_gpu else (1 << 28), dtype=torch.uint8, device=DEVICE)
@@ -162,7 +163,7 @@ def measure_roofs() -> Roofs:
 
 
 def measure_exponentials(clock: Clock) -> float:
-    """exp2 of fp32 values a second: of values in registers on a GPU, of values in the first cache on a CPU."""
+    """Measure exp2 of fp32 values a second: values in registers on a GPU, in the first-level cache on a CPU."""
     if DEVICE.type == "cuda":
         from bench.exponentials_triton import exponentials
 
