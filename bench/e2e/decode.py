@@ -1,4 +1,4 @@
-"""Decoding on what a prefill has left: tokens a second, and the bytes of the cache."""
+"""Decoding after a prefill: tokens a second, and the bytes of the cache."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -16,14 +16,14 @@ from adatp.methods import Method
 def decode(
     loaded: Loaded, inputs: Mapping[str, Any], method: Method | None, batches: Sequence[int], steps: int
 ) -> dict[str, Any]:
-    """Prefill once, then decode copies of it side by side.
+    """Prefill once, then decode batches of copies of it.
 
     Args:
         loaded: the model.
-        inputs: of one prompt.
-        method: to prune with; None for none.
-        batches: how many copies at a time.
-        steps: tokens timed of each.
+        inputs: inputs of one prompt.
+        method: the method to prune with; None for no pruning.
+        batches: the numbers of copies to decode at a time.
+        steps: number of timed tokens of each copy.
 
     Returns:
         `cache_bytes` of one sequence, and `tokens_per_second` by batch.

@@ -1,4 +1,4 @@
-"""Times what runs within other things, each without what of it is timed as something else."""
+"""Timing of nested work: the time of each part excludes the parts within it that are timed themselves."""
 
 import time
 from collections import defaultdict
@@ -16,11 +16,11 @@ from adatp.hf.stopwatch import now
 
 @dataclass(frozen=True)
 class Clock:
-    """How time is taken at a border.
+    """A way to take the time at a border between two parts.
 
     Attributes:
-        mark: takes it.
-        between: seconds between an earlier and a later mark, once all is done: a later mark less an earlier one.
+        mark: takes the time.
+        between: called with a later and an earlier mark after all work; returns the seconds between them.
     """
 
     mark: Callable[[], Any]
@@ -39,18 +39,18 @@ def _elapsed(end: torch.cuda.Event, begin: torch.cuda.Event) -> float:
 
 
 WAITING = Clock(now, sub)  # wall clock at borders that wait for the device, so that nothing overlaps
-HOST = Clock(time.perf_counter, sub)  # wall clock of the host alone: what it takes to queue the work
-EVENTS = Clock(_event, _elapsed)  # the device's time, its idle time included
+HOST = Clock(time.perf_counter, sub)  # wall clock of the host alone: the time to queue the work
+EVENTS = Clock(_event, _elapsed)  # the device's time, including its idle time
 
 
 class Exclusive(ExitStack):
-    """Seconds of whatever is watched while it is open.
+    """A context that times the watched parts while it is open.
 
     Args:
-        clock: at the borders.
+        clock: the clock for the borders.
 
     Attributes:
-        seconds: by name, once it is closed; all runs of it are added up.
+        seconds: sum of the seconds of each part, by name; filled when the context closes.
     """
 
     def __init__(self, clock: Clock = WAITING) -> None:
@@ -58,7 +58,7 @@ class Exclusive(ExitStack):
         self.seconds: dict[str, float] = defaultdict(float)
         self._clock = clock
         self._running: list[str] = []
-        self._borders: list[tuple[str | None, Any]] = []  # what runs from there on, and when that is
+        self._borders: list[tuple[str | None, Any]] = []  # the part that runs from there on, and the time
 
     def watch(self, name: str, owner: Any, method: str = "forward") -> None:
         """Time `owner.method` as `name`."""
@@ -72,7 +72,7 @@ class Exclusive(ExitStack):
 
     @contextmanager
     def running(self, name: str) -> Iterator[None]:
-        """Time what is within as `name`."""
+        """Time the work within the `with` block as `name`."""
         self.begin(name)
         try:
             yield
@@ -80,12 +80,12 @@ class Exclusive(ExitStack):
             self.end()
 
     def begin(self, name: str) -> None:
-        """From here on `name` runs, until the next `end`."""
+        """Begin the part `name`. It runs until the next `end`."""
         self._running.append(name)
         self._border()
 
     def end(self) -> None:
-        """What has begun last has ended, and what it ran within goes on."""
+        """End the part that began last. The part around it goes on."""
         self._running.pop()
         self._border()
 

@@ -1,4 +1,4 @@
-"""FastV as its authors run it: the scoring layer by eager attention, which puts out its whole matrix."""
+"""FastV as its authors run it: the scoring layer uses eager attention, which returns the whole matrix."""
 
 import functools
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from adatp.models import family_of
 
 @torch.inference_mode()
 def fastv_eager(loaded: Loaded, inputs: Mapping[str, Any], method: FastV) -> tuple[float, Tensor]:
-    """One prefill of one prompt.
+    """Run one prefill of one prompt.
 
     Returns:
         Seconds of the decoder, as `adatp.evaluation.measure.prefill` counts them, and the next token's logits `[V]`.
@@ -27,7 +27,7 @@ def fastv_eager(loaded: Loaded, inputs: Mapping[str, Any], method: FastV) -> tup
     assert layout is not None
     decoder = family.decoder
     forward = functools.partial(_forward, decoder, layout.visual.to(loaded.model.device), method)
-    decoder.__dict__["forward"] = forward  # of this instance, for this call
+    decoder.__dict__["forward"] = forward  # only for this instance and this call
     try:
         with Stopwatch({"decoder": [decoder]}) as watch:
             output = loaded.model(**inputs, logits_to_keep=1)
@@ -39,7 +39,7 @@ def fastv_eager(loaded: Loaded, inputs: Mapping[str, Any], method: FastV) -> tup
 def _forward(
     decoder: Any, visual: Tensor, method: FastV, *, inputs_embeds: Tensor, **_: Any
 ) -> BaseModelOutputWithPast:
-    """The decoder on one prompt; `visual` is where its prunable tokens stand."""
+    """Run the decoder on one prompt; `visual` holds the indices of its prunable tokens."""
     hidden, cache = inputs_embeds, DynamicCache(config=decoder.config)
     place = torch.arange(hidden.shape[1], device=hidden.device)[None]
     tables = decoder.rotary_emb(hidden, place)
@@ -58,7 +58,7 @@ def _forward(
 
 
 def _eager(decoder: Any, layer: Any, call: Any, hidden: Tensor, visual: Tensor) -> tuple[Tensor, Tensor]:
-    """A layer by eager attention: what it puts out, and what each visual token receives from the last one."""
+    """Run a layer by eager attention. Return its output, and the attention of the last token to each visual token."""
     length, seen = hidden.shape[1], []
     mask = torch.full((length, length), torch.finfo(hidden.dtype).min, dtype=hidden.dtype, device=hidden.device)
     hook = layer.self_attn.register_forward_hook(lambda _, __, output: seen.append(output[1]))

@@ -1,6 +1,6 @@
-"""A prefill as wide at every layer as a method leaves it, in which nothing is scored, chosen or moved.
+"""A prefill with a method's number of tokens at every layer, but without scoring, selection and compaction.
 
-What a method's prefill takes beyond this is what the method itself costs.
+The difference to the method's prefill is the time that the method itself takes.
 """
 
 import functools
@@ -18,14 +18,14 @@ from adatp.models import family_of
 
 @contextmanager
 def forced_widths(loaded: Loaded, widths: Sequence[int]) -> Iterator[None]:
-    """While open, each layer of the decoder sees its width's first tokens, of one prompt a call.
+    """Within the `with` block, let each layer of the decoder see only its first tokens, for one prompt a call.
 
     Args:
         loaded: the model.
-        widths: tokens at every layer's input, never rising.
+        widths: number of tokens at every layer's input, in descending order.
     """
     decoder = family_of(loaded.model).decoder
-    decoder.__dict__["forward"] = functools.partial(_forward, decoder, widths)  # of this instance
+    decoder.__dict__["forward"] = functools.partial(_forward, decoder, widths)  # only for this instance
     try:
         yield
     finally:

@@ -1,19 +1,19 @@
-"""What was aimed at, as ratios within one run, and whether it was reached."""
+"""The goals, as ratios within one run, and whether they are met."""
 
 from statistics import median
 from typing import Any
 
 from bench.e2e.tables import of_ideal, overhead, per_token
 
-SMALLEST = 8  # frames, from which on nothing may be slower than unpruned
-LONG_OVER_SHORT = 1.25  # time a token of the longest video over that at 32 frames: still linear
+SMALLEST = 8  # frames; from here on, pruning must not be slower than no pruning
+LONG_OVER_SHORT = 1.25  # largest ratio of the time a token at the longest video to that at 32 frames
 
 
 def goals(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every goal that the run decides: `goal`, what was `measured`, and whether it is `met`."""
+    """Return every goal that the run can decide: `goal`, the value `measured`, and whether it is `met`."""
     found = []
     for model in result["models"]:
-        if model["is_whole"]:  # of a few layers, what comes before the first cut is most
+        if model["is_whole"]:  # with few layers, most of the time is before the first cut
             found += _of_model(model, on_gpu=result["machine"]["device"] != "cpu")
     if result["vary"]:
         found.append(_never_slower(result["vary"]))

@@ -1,7 +1,7 @@
 """Published models with random weights, and prompts for them.
 
-Time depends on shapes alone, but for what deduplication finds: random features are alike in no two frames, so every
-frame is a segment, nothing is deduplicated, and what is kept is the schedule's, the most there can be.
+The time depends on shapes alone, except for deduplication. Random features differ between frames, so every frame is a
+segment, and no token is deduplicated. The number of kept tokens is then that of the schedule, the largest possible.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ from adatp.small.assemble import onevision_config, onevision_processor, take_tow
 from adatp.small.untrained import byte_tokenizer
 
 SIGLIP = WIDTHS
-TOWER_LAYERS, TEXT_LAYERS = LLAVA_LAYERS, LAYERS  # of the published ones
+TOWER_LAYERS, TEXT_LAYERS = LLAVA_LAYERS, LAYERS  # of the published models
 VOCABULARY = 151936  # Qwen2's
 
 
@@ -40,10 +40,10 @@ class Build:
     """A published model as it is built here.
 
     Attributes:
-        name: of the published one, in `MODEL_SHAPES`.
-        layers: of the decoder.
-        tower_layers: of the vision tower.
-        text_layers: of SigLIP's text tower.
+        name: name of the published model, in `MODEL_SHAPES`.
+        layers: number of decoder layers.
+        tower_layers: number of layers of the vision tower.
+        text_layers: number of layers of SigLIP's text tower.
     """
 
     name: str
@@ -53,18 +53,18 @@ class Build:
 
     @property
     def shape(self) -> ModelShape:
-        """The shape, with the layers that there are."""
+        """The shape, with the number of layers of this build."""
         shape = MODEL_SHAPES[self.name]
         return replace(shape, text_config={**shape.text_config, "num_hidden_layers": self.layers})
 
     @property
     def is_whole(self) -> bool:
-        """Whether the decoder has the published one's layers."""
+        """Whether the decoder has all layers of the published model."""
         return self.layers == MODEL_SHAPES[self.name].layers
 
     @property
     def missing_tower_layers(self) -> int:
-        """Layers of the published vision tower that this one is without."""
+        """Number of layers of the published vision tower that this build lacks."""
         return TOWER_LAYERS - self.tower_layers
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class Build:
 
 @torch.no_grad()
 def make(build: Build, device: torch.device, dtype: torch.dtype) -> Loaded:
-    """The model with its aligned SigLIP; weights are random."""
+    """Make the model with its aligned SigLIP, with random weights."""
     tokenizer, shape = byte_tokenizer("left"), build.shape
     vision = SiglipVisionConfig(**SIGLIP, num_hidden_layers=build.tower_layers + 1, image_size=SIDE, patch_size=PATCH)
     text = SiglipTextConfig(
@@ -119,14 +119,14 @@ def prompt(
     tokens_per_frame: int,
     question: str = "Which animal runs across the street? ",
 ) -> dict[str, Tensor]:
-    """A prompt with one video, `text_tokens` of it beside the visual ones.
+    """Make a prompt with one video and `text_tokens` other tokens.
 
     Args:
         loaded: the model.
-        frames: of the video.
-        text_tokens: 16 or more; a newline behind the video is one of them where the model has it.
-        tokens_per_frame: visual tokens of a frame; its pixels are black, since only the tower reads them.
-        question: repeated, and cut, to as many tokens as there shall be.
+        frames: number of frames of the video.
+        text_tokens: number of tokens that are not visual, 16 or more; includes the model's newline after the video.
+        tokens_per_frame: visual tokens of a frame. The pixels are black, since only the tower reads them.
+        question: text that is repeated and cut to the wanted number of tokens.
     """
     tokenizer, config = loaded.processor.tokenizer, loaded.model.config
     newline = config.model_type == "llava_onevision"
@@ -143,12 +143,12 @@ def prompt(
 
 
 class _Given(nn.Module):
-    """A vision tower that has run: its states are given."""
+    """A stand-in for the vision tower that returns given states."""
 
     def __init__(self, tower: Any) -> None:
         super().__init__()
         self.config = tower.config
-        self.encoder = tower.encoder  # whose weights methods read
+        self.encoder = tower.encoder  # methods read its weights
         self.states: Tensor = torch.empty(0)
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutputWithPooling:
@@ -160,16 +160,16 @@ class _Given(nn.Module):
 
 @contextmanager
 def given_states(loaded: Loaded, frames: int) -> Iterator[None]:
-    """The vision tower puts out random states of that many frames at once, and does not run.
+    """Within the `with` block, let the vision tower return random states for that many frames, without running.
 
-    So many prefills of one video are measured without the tower, which is the same for all of them.
+    So many prefills of one video can be measured without the tower, whose time is the same for all of them.
     """
     body, make = loaded.model.model, torch.Generator().manual_seed(0)
     tower = body.vision_tower
     given = _Given(tower)
     width = SIGLIP["hidden_size"]
     states = torch.randn(frames, (SIDE // PATCH) ** 2, width, generator=make)
-    states += 2 * torch.randn(frames, 1, width, generator=make)  # what is left of a frame when its patches are pooled
+    states += 2 * torch.randn(frames, 1, width, generator=make)  # the part of a frame that pooling keeps
     given.states = states.to(loaded.model.device, loaded.model.dtype)
     body.vision_tower = given
     try:

@@ -1,6 +1,6 @@
-"""Where a prefill's time goes, on a GPU by the device's clock and by the host's.
+"""The parts of a prefill's time; on a GPU by the device's clock and by the host's.
 
-Borders wait for the device on a CPU alone: so many waits would take longer than what lies between them on a GPU.
+The borders between parts do not wait for a GPU, because so many waits would take longer than the parts themselves.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ from adatp.relevance import Questions, Relevance
 from bench.e2e.exclusive import EVENTS, HOST, WAITING, Clock, Exclusive
 from bench.timing import keep_busy
 
-PARTS = {  # of the pruning, by what computes it
+PARTS = {  # the parts of the pruning, and the methods that compute them
     "question": (Questions, "features"),
     "relevance": (Relevance, "forward"),
     "text queries": (PromptPrefill, "project"),
@@ -29,16 +29,17 @@ PARTS = {  # of the pruning, by what computes it
     "compaction": (adatp.engine.cuts, "compact"),
     "synchronisation": (Cuts, "_read"),
 }
-BUSY = "kept busy"  # what is queued so that the device never waits for the host, and not counted
+BUSY = "kept busy"  # extra work so that the device never waits for the host; it is not counted
 
 
 def parts(loaded: Loaded, inputs: Mapping[str, Any], method: Method | None) -> dict[str, Any]:
-    """Seconds of one prefill: `total`; `pruning` by part, `other` being what is neither a layer nor a part of it; and
-    `layers`, one by one, without what a part did within them.
+    """Measure the parts of one prefill in seconds.
 
-    On a GPU these are the device's, which does not wait for the host in between. Beside them are the `wall` clock's
-    seconds of a prefill that nothing is timed within, and `host`: what each part of the pruning takes the host, whose
-    wait for the device is in `synchronisation`.
+    Returns:
+        `total`; `pruning` by part, where `other` is neither a layer nor another part; and `layers` one by one, without
+        the parts within them. On a GPU these are device times, without waits for the host. There, `wall` is the
+        wall-clock time of a prefill without timers inside, and `host` is the host's time for each part of the pruning,
+        whose `synchronisation` includes the wait for the device.
     """
     if loaded.model.device.type == "cpu":
         return _parts(loaded, inputs, method, WAITING)
@@ -59,9 +60,9 @@ def _parts(
     with Exclusive(clock) as spent:
         for part, (owner, name) in PARTS.items():
             spent.watch(part, owner, name)
-        _then(spent, Cuts, "_read", busy)  # the host begins anew there, with nothing queued
+        _then(spent, Cuts, "_read", busy)  # after this wait, nothing is queued
         for i, layer in enumerate(decoder.layers):
-            # hooks run around its forward, so a cut in front of it is not in its time
+            # hooks run outside its forward, so its time does not include a cut before it
             spent.watch(f"layer {i}", layer)
 
         def begin(*_: Any) -> None:
@@ -81,7 +82,7 @@ def _parts(
 
 
 def _then(spent: Exclusive, owner: Any, method: str, busy: Callable[[], None]) -> None:
-    """After each `owner.method`, keep the device busy."""
+    """Keep the device busy after each `owner.method`."""
     function = getattr(owner, method)
 
     def followed(*args: Any, **kwargs: Any) -> Any:

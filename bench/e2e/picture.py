@@ -1,4 +1,4 @@
-"""A run's speed-ups against what FLOPs promise, as a picture."""
+"""A picture of a run's prefill times against the FLOPs."""
 
 from pathlib import Path
 from statistics import median
@@ -6,11 +6,11 @@ from typing import Any
 
 
 def draw_speed(path: Path, result: dict[str, Any]) -> None:
-    """Each method's prefill time against its FLOPs, a panel a model; on the line is what is as fast as its FLOPs.
+    """Draw each method's prefill time against its FLOPs, with a panel for each model. On the line, both ratios agree.
 
     Args:
-        path: where to.
-        result: what `e2e` has measured.
+        path: file to write.
+        result: results of `bench.e2e`.
     """
     from matplotlib.figure import Figure
 

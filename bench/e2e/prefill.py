@@ -1,4 +1,4 @@
-"""The language model's prefill by every method, in turn, from the tower's features on."""
+"""The language model's prefill with every method in turn, starting from the tower's features."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,13 +26,13 @@ class Contender:
     """A way to run the prefill.
 
     Attributes:
-        name: in the tables.
-        method: with its settings; None for the plain model.
-        like: another contender, before this one, whose FLOPs it is turned to.
+        name: name in the tables.
+        method: the method with its settings; None for the plain model.
+        like: name of an earlier contender whose FLOPs this one should have.
         impl: implementation of the three operations.
-        is_eager: whether it is FastV as its authors run it, rather than on this engine.
-        compares: whether frames are compared with the question, if the method wants it.
-        asked_before: whether the question has been asked before, so that its features are remembered.
+        is_eager: whether it is FastV as its authors run it, instead of on this engine.
+        compares: whether frames are compared with the question, if the method needs that.
+        asked_before: whether the question was asked before, so that its features are remembered.
     """
 
     name: str
@@ -46,20 +46,20 @@ class Contender:
 
 @dataclass(frozen=True)
 class Timed:
-    """What a contender took.
+    """The results of a contender.
 
     Attributes:
-        name: the contender's.
-        settings: of its method.
+        name: name of the contender.
+        settings: settings of its method.
         kept: visual tokens at every layer's input.
-        ratio: FLOPs over the unpruned ones, of the linear layers as the paper counts.
-        ratio_causal: the same with attention, half of its matrix as a causal one needs.
-        ratio_all: the same with what it takes to compare the frames with the question, its features included unless
+        ratio: FLOPs of the linear layers over the unpruned ones, as the paper counts.
+        ratio_causal: `ratio` with attention, of which half of the matrix counts (causal attention).
+        ratio_all: `ratio_causal` with the comparison of frames and question, including the question's features unless
             they are remembered.
-        seconds: of each round.
-        to_unpruned: the same over the unpruned prefill of the round.
-        peak_bytes: the most that tensors held at a time, above what was before.
-        refused: why it cannot cost what it should, or run here; then the rest is empty.
+        seconds: seconds of each round.
+        to_unpruned: `seconds` over the unpruned prefill of the same round.
+        peak_bytes: peak bytes of tensors, without those that existed before.
+        refused: why it cannot reach the wanted FLOPs, or cannot run here; then the other fields are empty.
     """
 
     name: str
@@ -75,12 +75,14 @@ class Timed:
 
 
 def contenders(adatp: AdaTP, *, others: Sequence[str], is_triton: bool) -> list[Contender]:
-    """Unpruned, AdaTP at three settings and without relevance, and other methods at what it costs at p = 1.
+    """Return the contenders: unpruned, AdaTP at three settings and without relevance, and other methods.
+
+    The other methods have the FLOPs of AdaTP at p = 1.
 
     Args:
-        adatp: at p = 1, with the schedule that fits the model's layers.
-        others: names of methods; "fastv" runs twice, as its authors run it and on this engine.
-        is_triton: whether the kernels run, so that the reference is another contender.
+        adatp: AdaTP at p = 1, with a schedule that fits the model's layers.
+        others: names of methods; "fastv" runs twice: as its authors run it, and on this engine.
+        is_triton: whether the Triton kernels run; if so, the reference is another contender.
     """
     own = [Contender(f"AdaTP p={p:g}", adatp.with_knob(p)) for p in (2.0, 1.5, 1.0)]
     like = own[-1].name
@@ -106,14 +108,14 @@ def race(
     rounds: int,
     tell: Callable[[str], None],
 ) -> list[Timed]:
-    """Run all contenders in rounds of one prefill each; none is measured before it is warm.
+    """Run all contenders in rounds of one prefill each, after each has warmed up.
 
     Args:
-        loaded: the model, its tower given.
-        inputs: of the prompts.
-        entered: the unpruned one first.
-        before: inputs of a short prompt with the same question, for those whose question has been asked before.
-        rounds: how many.
+        loaded: the model, with given states of the tower.
+        inputs: inputs of the prompts.
+        entered: the contenders, the unpruned one first.
+        before: inputs of a short prompt with the same question, for contenders with `asked_before`.
+        rounds: number of rounds.
         tell: called with the name of each step as it begins.
     """
     methods, refused = settled(loaded, inputs, entered)
@@ -147,7 +149,7 @@ def race(
             "to_unpruned": [mine / other for mine, other in zip(seconds[one.name], whole, strict=True)],
             "peak_bytes": peaks[one.name],
         }
-        report = reports[methods[one.name], one.compares]  # FastV leaves the same in both forms
+        report = reports[methods[one.name], one.compares]  # both forms of FastV keep the same tokens
         if report is None:
             return Timed(one.name, **own)
         (sample, *_), flops = report.samples, report.flops
@@ -163,9 +165,9 @@ def race(
 def settled(
     loaded: Loaded, inputs: Mapping[str, Any], entered: Sequence[Contender]
 ) -> tuple[dict[str, Method | None], dict[str, str]]:
-    """Each contender's method at the cost that it should have, or why it cannot run so.
+    """Return each contender's method at its wanted cost, or why it cannot run at that cost.
 
-    Nothing is deduplicated here, so settings alone decide.
+    No token is deduplicated here, so the settings alone decide the cost.
     """
     family = family_of(loaded.model)
     ids, layers = inputs["input_ids"][0].cpu(), len(family.decoder.layers)
@@ -192,13 +194,13 @@ def settled(
 
 
 def _too_large(loaded: Loaded, length: int) -> str:
-    """Why one layer's attention matrix, its mask and its softmax do not fit; empty if they do."""
+    """Return why one layer's attention matrix, mask and softmax do not fit into memory; empty if they do."""
     config = loaded.model.config.text_config
     return too_much(3 * config.num_attention_heads * length**2 * loaded.model.dtype.itemsize)
 
 
 def relevance_flops(loaded: Loaded, inputs: Mapping[str, Any]) -> tuple[int, int]:
-    """FLOPs of what is compared: the features of the prompts' frames, and those of their questions."""
+    """Count the FLOPs of the compared features: those of the prompts' frames, and those of their questions."""
     relevance, states = loaded.relevance, loaded.model.model.vision_tower.states
     assert isinstance(relevance, Relevance)
     prompts, frames = inputs["pixel_values_videos"].shape[:2]
@@ -211,5 +213,5 @@ def relevance_flops(loaded: Loaded, inputs: Mapping[str, Any]) -> tuple[int, int
 
 
 def causal(flops: Flops) -> float:
-    """FLOPs over the unpruned ones where half of the attention's matrix is computed."""
+    """Return the FLOPs over the unpruned ones, with half of the attention matrix."""
     return (flops.linear + flops.attention / 2) / (flops.linear_full + flops.attention_full / 2)

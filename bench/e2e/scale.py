@@ -1,4 +1,4 @@
-"""How time grows: with frames, prompts, batches, and requests that come together."""
+"""Time for growing numbers of frames, text tokens, prompts and simultaneous requests."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ from bench.e2e.prefill import Contender, race
 from bench.inputs import DEVICE, Case, compact_inputs, run_compact, run_score, run_select, score_inputs, select_inputs
 from bench.timing import host_seconds, replayed
 
-REPEATS = 5  # of a cut's operations
+REPEATS = 5  # rounds of a cut's operations
 
 
 def vary(
@@ -29,14 +29,14 @@ def vary(
     rounds: int,
     tell: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """The prefill at other sizes, unpruned and pruned.
+    """Measure the prefill at other sizes, unpruned and pruned.
 
     Args:
         loaded: the model.
-        build: how it was built.
-        method: to prune with.
-        cases: each with `frames`, `text_tokens` and `batch`.
-        rounds: of each.
+        build: the build of the model.
+        method: the method to prune with.
+        cases: the sizes, each with `frames`, `text_tokens` and `batch`.
+        rounds: number of rounds for each case.
         tell: called with the name of each step as it begins.
     """
     found = []
@@ -61,9 +61,9 @@ def _tell_of(tell: Callable[[str], None], named: str, step: str) -> None:
 
 
 def cut(model: str, frames: int) -> dict[str, Any]:
-    """Seconds of the three operations of a first cut, at random tensors of a model's shape: medians, once warm.
+    """Return median seconds of the three operations of a first cut, for random tensors of a model's shape.
 
-    On a GPU these are the device's, and `host` has what the host takes to queue each of them.
+    On a GPU these are device times, and `host` is the time that the host takes to queue each operation.
     """
     case = Case(model, frames)
     s, x, c = score_inputs(case), select_inputs(case), compact_inputs(case)
@@ -82,16 +82,16 @@ def cut(model: str, frames: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def concurrent(loaded: Loaded, build: Build, method: Method | None, videos: Sequence[int]) -> dict[str, Any]:
-    """Requests that come together, each in a thread, each with a video of its own length.
+    """Run simultaneous requests, each in its own thread and with its own length of video.
 
     Args:
         loaded: the model.
-        build: how it was built.
-        method: to prune with; None for none.
-        videos: frames of each request's.
+        build: the build of the model.
+        method: the method to prune with; None for no pruning.
+        videos: number of frames of each request's video.
 
     Returns:
-        Seconds from the common start to each one's first token.
+        Seconds from the common start to the first token of each request.
     """
     shape, text = build.shape, build.shape.text_tokens
     prompts = [prompt(loaded, frames, text, shape.tokens_per_frame) for frames in videos]

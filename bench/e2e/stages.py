@@ -1,4 +1,4 @@
-"""From a video file to the first token: what each stage takes."""
+"""Time of each stage from a video file to the first token."""
 
 from pathlib import Path
 from typing import Any
@@ -15,26 +15,26 @@ from bench.e2e.exclusive import Exclusive
 from bench.e2e.models import Build
 from bench.e2e.prefill import causal
 
-QUESTION, ANOTHER = "What happens in the street?", "Who?"  # what was asked before is not encoded again
+QUESTION, ANOTHER = "What happens in the street?", "Who?"  # different, because a repeated question is not encoded again
 RELEVANCE = ("SigLIP layer", "SigLIP head", "SigLIP text tower")
 LAYER = "tower layer"
 
 
 @torch.inference_mode()
 def stages(loaded: Loaded, build: Build, video: Path, frames: int, method: Method | None) -> dict[str, Any]:
-    """Seconds of every stage of one request, once a short one has run.
+    """Measure every stage of one request, after a short first request.
 
     Args:
         loaded: the model.
-        build: how it was built.
-        video: a file.
-        frames: to sample.
-        method: to prune with; None for none.
+        build: the build of the model.
+        video: path of a video file.
+        frames: number of frames to sample.
+        method: the method to prune with; None for no pruning.
 
     Returns:
-        `frames` that there are; `seconds` by stage; `missing_tower`, what the layers that the published vision tower
-        has and this one has not would take at what one of its layers takes; and of the pruned video `kept`, the
-        visual tokens at every layer's input, and `ratio_causal`, the decoder's FLOPs over the unpruned ones.
+        `frames`, the number of sampled frames; `seconds` by stage; `missing_tower`, the estimated seconds of the vision
+        tower's missing layers, from the time of one layer. For a pruned video also `kept`, the visual tokens at every
+        layer's input, and `ratio_causal`, the decoder's FLOPs over the unpruned ones.
     """
     assert isinstance(loaded.relevance, Relevance)
     body = loaded.model.model

@@ -1,4 +1,4 @@
-"""What a run found, as tables, on a terminal and in Markdown alike."""
+"""The results of a run as tables, for a terminal and for Markdown."""
 
 from statistics import median
 from typing import Any
@@ -11,7 +11,7 @@ CUT = ("scoring", "selection", "compaction")
 
 
 def tables(result: Result) -> list[tuple[str, Rows]]:
-    """Every table of a result file with its title, where its section was measured."""
+    """Return the tables of all measured sections of a result file, with their titles."""
     made = []
     for model in result["models"]:
         where = f"{model['name']}, {model['frames']} frames, {model['visual_tokens']} visual tokens"
@@ -72,12 +72,12 @@ def _race(rows: list[Result]) -> Rows:
 
 
 def of_ideal(row: Result, ratio: str = "ratio_causal") -> float:
-    """Speed-up over what the decoder's FLOPs promise, or, by `"ratio_all"`, over what all FLOPs do."""
+    """Return the speed-up over the ideal one by the decoder's FLOPs, or with `"ratio_all"` by all FLOPs."""
     return float(row[ratio] / median(row["to_unpruned"]))
 
 
 def overhead(parts: Result) -> dict[str, float]:
-    """What pruning takes of a pruned prefill, by part."""
+    """Return the shares of a pruned prefill that the parts of the pruning take."""
     return {name: seconds / parts["total"] for name, seconds in parts["pruning"].items()}
 
 
@@ -116,7 +116,7 @@ def _stages(stages: Result) -> Rows:
     if whole["missing_tower"]:
         totals = [total + own["missing_tower"] for total, own in zip(totals, (whole, pruned), strict=True)]
         line("with all layers of the tower", *totals)
-    # nothing but the decoder can become faster, and by its FLOPs
+    # only the decoder can become faster, in proportion to its FLOPs
     line(
         "what its FLOPs leave (Amdahl)",
         totals[0],
@@ -146,7 +146,7 @@ def _vary(cases: list[Result]) -> Rows:
 
 
 def per_token(cut: Result) -> float:
-    """Seconds of a cut's three operations for each visual token."""
+    """Return the seconds of a cut's three operations for each visual token."""
     return float(sum(cut[part] for part in CUT) / cut["visual_tokens"])
 
 

@@ -1,4 +1,4 @@
-"""A model a second time, with the same weights in the same memory."""
+"""A second copy of a model that shares the weights and their memory."""
 
 import copy
 from dataclasses import replace
@@ -8,10 +8,11 @@ from adatp.evaluation.session import Loaded
 
 
 def twin(loaded: Loaded) -> Loaded:
-    """The model once more, so that a method or a compiler can be in one and not in the other.
+    """Copy the model, so that a method or a compiler can be applied to one copy only.
 
     Args:
-        loaded: the model, its tower given; its weights, buffers and given states are shared, nothing of it changes.
+        loaded: the model, with given states of the tower. The copy shares its weights, buffers and states. The model
+            itself does not change.
     """
     model = loaded.model
     tensors = chain(model.parameters(), model.buffers(), [model.model.vision_tower.states])

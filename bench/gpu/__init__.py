@@ -1,1 +1,1 @@
-"""All that a GPU is wanted for, in one command: `python -m bench.gpu`."""
+"""All measurements that need a GPU, in one command: `python -m bench.gpu`."""

@@ -1,7 +1,7 @@
-"""Measure on a GPU what can be measured nowhere else, step by step: `python -m bench.gpu`.
+"""Run all measurements that need a GPU, step by step: `python -m bench.gpu`.
 
-Each step writes DIR/STEP.json as it goes and has a time limit; where one fails, the next one runs. On a CPU it runs
-small, to show that it runs.
+Each step has a time limit, and writes DIR/STEP.json while it runs. If a step fails, the next one still runs. On a CPU
+the steps run at small sizes, as a test.
 """
 
 import argparse
@@ -19,14 +19,17 @@ from bench.harness import machine
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the steps; the exit code is 0 where all have succeeded."""
+    """Run the steps. Return the exit code, which is 0 if all have succeeded."""
     names = ",".join(step.name for step in STEPS)
     parser = argparse.ArgumentParser(prog="python -m bench.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default=names, metavar="STEP,...", help=f"of {names} (default: all)")
+    parser.add_argument("--only", default=names, metavar="STEP,...", help=f"Steps to run, of {names} (default: all).")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="for the result files (default: bench/results/gpu-NAME, by the device)"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="Folder of the result files (default: bench/results/gpu-NAME, by the device).",
     )
-    parser.add_argument("--dry-run", action="store_true", help="print the plan and measure nothing")
+    parser.add_argument("--dry-run", action="store_true", help="Print the plan and measure nothing.")
     arguments = parser.parse_args(argv)
     try:
         steps = chosen(arguments.only)
@@ -47,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plan(steps: Sequence[Step]) -> str:
-    """The plan in words."""
+    """Return the plan as text."""
     lines = []
     for step in steps:
         lines.append(f"{step.name}, at most {step.limit} s: {step.what}")
@@ -56,7 +59,7 @@ def plan(steps: Sequence[Step]) -> str:
 
 
 def device_name() -> str:
-    """What the results of this device are filed under."""
+    """Return the name of this device in the names of result folders."""
     return re.sub(r"[^a-z0-9]+", "-", (machine()["gpu"] or "none").lower()).strip("-")
 
 

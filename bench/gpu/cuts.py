@@ -1,4 +1,4 @@
-"""Whole cuts, as the engine makes them between two decoder layers, on random tensors."""
+"""Whole cuts of the engine between two decoder layers, on random tensors."""
 
 import time
 from collections.abc import Callable
@@ -36,7 +36,7 @@ class RandomCuts:
         )
         self._layers = shape.layers
         each = case.frames if case.one_segment else FRAMES_PER_SEGMENT
-        shots = self._random(case.segments, 1152).repeat_interleave(each, 0)  # frames of a segment are alike
+        shots = self._random(case.segments, 1152).repeat_interleave(each, 0)  # the frames of a segment are similar
         self._frames = shots[: case.frames]
         self._similarity = torch.rand(case.frames, device=DEVICE) - 0.4
         self._whole = [self._random(1, case.length, size) for size in (case.hidden, case.dim, case.dim)]
@@ -49,7 +49,7 @@ class RandomCuts:
         return torch.randn(*size, device=DEVICE).to(DTYPE)
 
     def start(self) -> tuple[Cuts, Tokens]:
-        """A prefill before its first cut."""
+        """Return the state of a prefill before its first cut."""
         cuts = Cuts(AdaTP(), self._layers, self._layout, frames=self._frames, similarity=self._similarity)
         return cuts, cuts.tokens(*self._whole)
 
@@ -60,10 +60,10 @@ class RandomCuts:
 
 
 def measure_cuts(case: Case) -> list[dict[str, Any]]:
-    """Seconds of the first cut, and of the next one that drops anything: on the device, and of the host.
+    """Measure the first cut, and the next one that drops tokens: seconds on the device, and on the host.
 
-    The first cut waits for the device to read what it has kept, and the device then waits for the host: both are in its
-    device time. Where deduplication has left less than every later quota, there is no other cut.
+    The first cut waits for the device to read the number of kept tokens; then the device waits for the host. Its device
+    time includes both. If deduplication has left fewer tokens than every later quota, there is no other cut.
     """
     random = RandomCuts(case)
     cuts, tokens = random.start()
@@ -94,7 +94,7 @@ def measure_cuts(case: Case) -> list[dict[str, Any]]:
 
 
 def _with(clock: Callable[[], float], run: Callable[[], None]) -> list[float]:
-    """Seconds of each of several calls, of which none may be repeated."""
+    """Return the seconds of each of several calls, each of which may run only once."""
     took = []
     for _ in range(ROUNDS):
         synchronize()

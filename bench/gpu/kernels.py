@@ -1,4 +1,4 @@
-"""Device time of the operations, each beside its roof, and of whole cuts."""
+"""Device time of the operations with their roofs, and of whole cuts."""
 
 import sys
 from collections.abc import Callable
@@ -37,7 +37,7 @@ SECTIONS = ("SpeedOfLight", "Occupancy", "LaunchStats", "WarpStateStats", "Compu
 
 @torch.inference_mode()
 def measure(record: Record) -> None:
-    """The operations at every case, whole cuts, and Nsight Compute's view of the column kernel."""
+    """Measure the operations in every case, whole cuts, and the column kernel by Nsight Compute."""
     roofs = measure_roofs()
     record.put(roofs=asdict(roofs))
     for case in CASES:
@@ -60,7 +60,7 @@ def measure(record: Record) -> None:
 
 
 def _static(case: Case) -> Case:
-    """The same video where nothing moves."""
+    """Return the inputs for a video in which nothing moves."""
     return Case(case.model, case.frames, one_segment=True)
 
 
@@ -87,7 +87,7 @@ def _names(case: Case) -> dict[str, Any]:
 
 
 def _ncu(record: Record) -> str:
-    """What Nsight Compute says of one launch of the column kernel, as CSV; or why it says nothing."""
+    """Return the CSV of Nsight Compute for one launch of the column kernel, or why there is none."""
     ncu = tool("ncu")
     if not ON_GPU or ncu is None:
         return "not run: " + ("it is not installed" if ON_GPU else "no GPU")

@@ -1,4 +1,4 @@
-"""Runs the three operations, for tools that watch a process: `python -m bench.gpu.once MODEL FRAMES`."""
+"""Run the three operations, for tools that watch a process: `python -m bench.gpu.once MODEL FRAMES`."""
 
 import sys
 
@@ -10,7 +10,7 @@ from bench.timing import synchronize
 
 @torch.inference_mode()
 def main() -> None:
-    """A first cut's, twice; then a later one's selection, and a video that is one segment."""
+    """Run the operations of a first cut twice, then the selection of a later cut, and of a video with one segment."""
     model, frames = sys.argv[1:]
     case = Case(model, int(frames))
     scored, selected, compacted = score_inputs(case), select_inputs(case), compact_inputs(case)

@@ -1,4 +1,4 @@
-"""The steps, in order of worth: what each measures, how long it may take, and what is expected of it."""
+"""The steps in order of importance: their measurements, time limits and expected results."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,10 @@ class Step:
     """A part of the plan, measured by the module of its name.
 
     Attributes:
-        name: of the module, and of the result file.
-        what: it measures.
-        limit: seconds after which it is ended; what it has written by then stays.
-        expected: figures that the review of the code expects of an H100, all of them estimates.
+        name: name of the module, and of the result file.
+        what: the measurements of the step, in words.
+        limit: seconds after which the step is ended; the results so far are kept.
+        expected: estimated figures for an H100, from the review of the code.
     """
 
     name: str
@@ -70,10 +70,10 @@ STEPS = (
 
 
 def chosen(names: str) -> list[Step]:
-    """The steps of a comma-separated list, in the plan's order.
+    """Return the steps of a comma-separated list, in the plan's order.
 
     Raises:
-        ValueError: a name is none of theirs.
+        ValueError: a name is not one of the steps.
     """
     wanted = names.split(",")
     known = [step.name for step in STEPS]

@@ -1,4 +1,4 @@
-"""The language model's prefill by wall clock, and what a method itself costs of it."""
+"""Wall-clock time of the language model's prefill, and the share that a method itself takes."""
 
 import gc
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ RECOMPILE_LIMIT = 512  # layers that are compiled one by one are compiled anew f
 
 @torch.no_grad()
 def measure(record: Record) -> None:
-    """Every model eager; then, since a compiler may take what is left of the time, every one compiled."""
+    """Measure every model eager, then every model compiled, because the compiler may use up the remaining time."""
     torch._dynamo.config.recompile_limit = torch._dynamo.config.accumulated_recompile_limit = RECOMPILE_LIMIT
     for compiled in (False, True) if ON_GPU else (False,):
         for build in BUILDS:
@@ -44,16 +44,16 @@ def measure(record: Record) -> None:
 
 
 class Race:
-    """All contenders on one model in rounds, and beside each a prefill of its widths that scores nothing.
+    """Rounds of all contenders on one model, each beside a prefill of the same widths without scoring.
 
-    Compiled, there is nothing beside them: to compile that as well would take longer than there is time.
+    If layers are compiled, there is no such second prefill, because compiling it too would take too long.
 
     Args:
         build: the model.
         compiled: whether decoder layers are compiled.
 
     Attributes:
-        loaded: the model; its tower is to be given before it runs.
+        loaded: the model; its tower's states must be given before it runs, see `given_states`.
     """
 
     def __init__(self, build: Build, compiled: bool) -> None:
@@ -71,7 +71,7 @@ class Race:
         self._inspected: dict[str, dict[str, Any]] = {}
 
     def run(self) -> Iterator[list[dict[str, Any]]]:
-        """Warm all of them, time them in rounds, and look into one prefill of each; the rows after every step."""
+        """Warm up all contenders, time them in rounds, and trace one prefill of each. Yield rows after every step."""
         for own in self._entered:
             if own.name not in self._refused:
                 self._enter(own, self._methods[own.name])
@@ -93,17 +93,17 @@ class Race:
             if not self._compiled:
                 self._forced[own.name] = Runner(loaded, self._inputs, widths=self._widths(runner))
             self._runners[own.name] = runner
-        except Exception as error:  # one that cannot run is no reason to lose the others
+        except Exception as error:  # a failure of one must not stop the others
             self._refused[own.name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
 
     def _widths(self, runner: Runner) -> list[int]:
-        """Tokens at every layer's input."""
+        """Return the tokens at every layer's input."""
         if runner.report is None:
             return [self._inputs["input_ids"].shape[1]] * self.loaded.model.config.text_config.num_hidden_layers
         return [kept + self._text for kept in runner.report.samples[0].kept]
 
     def _rows(self) -> list[dict[str, Any]]:
-        """What has been found so far of each contender."""
+        """Return the results so far of each contender."""
         return [self._row(own.name) for own in self._entered]
 
     def _row(self, name: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Runs what may hang, crash or fail, and comes back in time."""
+"""Running of commands that may hang, crash or fail, with a time limit."""
 
 import os
 import signal
@@ -21,15 +21,15 @@ def finished(
     """Run a command in the repository, and end it at a limit.
 
     Args:
-        command: to run.
-        limit: in seconds.
-        log: where what it prints goes.
-        environment: variables beside those that there are.
-        with_children: whether it leads a group of processes that is ended with it. What it starts may not do so again,
-            or would not be ended.
+        command: the command to run.
+        limit: time limit in seconds.
+        log: file for the command's output.
+        environment: variables to add to the current ones.
+        with_children: whether the command leads a group of processes that is ended with it. A process in the group must
+            not start such a group itself, since that group would not be ended.
 
     Returns:
-        Its exit code; None where it was ended.
+        The exit code, or None if the command was ended at the limit.
     """
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
@@ -54,5 +54,5 @@ def finished(
 
 
 def tail(log: Path, lines: int = 20) -> str:
-    """The last lines of what a command has printed."""
+    """Return the last lines of a command's output."""
     return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])

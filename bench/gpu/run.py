@@ -1,4 +1,4 @@
-"""Runs a step in a process of its own and settles how it ended."""
+"""Running of a step in its own process, and recording of how it ended."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from bench.record import write_json
 
 
 def _command(step: Step, file: Path) -> list[str]:
-    """What measures a step and writes its file."""
+    """Return the command that measures a step and writes its file."""
     return [sys.executable, "-m", "bench.gpu.step", step.name, str(file)]
 
 
@@ -20,13 +20,13 @@ def run(step: Step, folder: Path, command: Sequence[str] | None = None) -> dict[
     """Run a step to its end, or to its limit.
 
     Args:
-        step: what to run.
-        folder: where `STEP.json` and `STEP.log`, what it printed, go.
-        command: to run instead of the step's own.
+        step: the step to run.
+        folder: folder for the results `STEP.json` and the output `STEP.log`.
+        command: a command to run instead of the step's own.
 
     Returns:
-        What its file holds in the end: `status` is `"done"`, `"failed"` or `"ended at its limit"`, and where it is
-        not `"done"` `error` says why.
+        The final content of the result file. `status` is `"done"`, `"failed"` or `"ended at its limit"`. If it is not
+        `"done"`, `error` gives the reason.
     """
     file, log = (folder / step.name).with_suffix(".json"), (folder / step.name).with_suffix(".log")
     file.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""A way to run the prefill, timed by the wall clock."""
+"""A timed way to run the prefill, by the wall clock."""
 
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,21 +22,21 @@ OTHER = "Who stands at the window?"  # a question
 
 
 class Runner:
-    """Times a prefill, from the first one on warm.
+    """A timer of a prefill. It warms up by a first prefill.
 
     Args:
-        loaded: the model, its tower given. Between prefills it is as it was.
-        inputs: of the prompt.
-        method: in the model; None for none.
-        widths: tokens that each layer sees, where there is no method; None for all of them.
-        asked_before: whether the question has been asked before, so that its features are remembered.
-        compiled: whether decoder layers are compiled, by `adatp.apply` where there is a method; else one by one, in a
-            second model that shares the weights.
+        loaded: the model, with given states of the tower. It is unchanged between prefills.
+        inputs: inputs of the prompt.
+        method: the method to prune with; None for no pruning.
+        widths: without a method, the number of tokens that each layer sees; None for all tokens.
+        asked_before: whether the question was asked before, so that its features are remembered.
+        compiled: whether decoder layers are compiled. With a method, `adatp.apply` compiles them. Without one, they are
+            compiled one by one, in a second model that shares the weights.
 
     Attributes:
-        report: of the method; None without one.
-        warm_up: seconds of its first prefill, compilers among them.
-        seconds: of every timed one.
+        report: the method's report; None without a method.
+        warm_up: seconds of the first prefill, including compilation.
+        seconds: seconds of every timed prefill.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Runner:
         self.seconds.append(self._once())
 
     def _once(self) -> float:
-        """Seconds of the decoder and of all that the method computes, waited for before and after."""
+        """Return the seconds of the decoder and of the method's own work, with waits before and after."""
         stages: dict[str, list[Any]] = {"decoder": [family_of(self._loaded.model).decoder]}
         if self._method is not None and isinstance(self._loaded.relevance, Relevance):
             stages["question"] = [self._loaded.relevance.text_model]
@@ -77,12 +77,12 @@ class Runner:
         return sum(watch.seconds.values())
 
     def trace(self) -> dict[str, Any]:
-        """What one prefill runs on the device."""
+        """Trace the work of one prefill on the device."""
         with self._ready() as run:
             return trace(run)
 
     def cuts(self) -> dict[str, float]:
-        """Seconds that the cuts of a prefill take the host, and how long it waits for the device within them."""
+        """Return the host's seconds in the cuts of a prefill, and the part of them in which it waits for the device."""
         with self._ready() as run, Exclusive(HOST) as spent:
             spent.watch("host", Cuts, "cut")
             spent.watch("waiting", Cuts, "_read")
@@ -91,7 +91,7 @@ class Runner:
 
     @contextmanager
     def _ready(self) -> Iterator[Callable[[], Any]]:
-        """What runs one prefill, while the model is made ready for it."""
+        """Prepare the model, and yield a function that runs one prefill."""
         model, own = self._loaded.model, self._loaded
 
         def run() -> None:
@@ -102,10 +102,10 @@ class Runner:
                 yield run
         elif self._method is not None:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", NoRelevanceWarning)  # it is left out on purpose
+                warnings.simplefilter("ignore", NoRelevanceWarning)  # relevance is left out on purpose
                 pruned = adatp.apply(model, own.processor, self._method, relevance=own.relevance, **self._options)
                 with pruned:
-                    # what a method does once: it records the graph of its last layers, and remembers questions
+                    # work that a method does only once: it records a graph of its last layers, and remembers questions
                     pruned.question = None if self._asked_before else OTHER
                     run()
                     pruned.question = None

@@ -1,4 +1,4 @@
-"""How a prefill and a cut grow with frames, and a prefill with prompts."""
+"""Time of a prefill and of a cut for growing numbers of frames, and of a prefill for growing numbers of prompts."""
 
 import gc
 
@@ -12,7 +12,7 @@ from bench.inputs import DEVICE, DTYPE
 from bench.record import Record
 
 ON_GPU = DEVICE.type == "cuda"
-# Frames and prompts of each model, short ones first; an unpruned prefill of 7B at 1,024 frames takes some 20 seconds.
+# Frames and prompts of each model, short ones first. An unpruned prefill of 7B at 1,024 frames takes about 20 seconds.
 SIZES = (
     [(8, 1), (16, 1), (32, 1), (64, 1), (128, 1), (256, 1), (512, 1), (1024, 1), (8, 8), (8, 32)]
     if ON_GPU
@@ -24,7 +24,7 @@ ROUNDS = 3 if ON_GPU else 1
 
 
 def measure(record: Record) -> None:
-    """Cuts first, which are short; then prefills, unpruned and with AdaTP at p = 1."""
+    """Measure the cuts first, which are short; then prefills, unpruned and with AdaTP at p = 1."""
     for build in BUILDS:
         for frames in CUTS:
             record.add("cuts", {"model": build.name, **cut(build.name, frames)})

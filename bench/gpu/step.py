@@ -1,4 +1,4 @@
-"""One step, in the process that `bench.gpu.run` has started for it: `python -m bench.gpu.step NAME FILE`."""
+"""Run one step in the process that `bench.gpu.run` starts for it: `python -m bench.gpu.step NAME FILE`."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from bench.record import Record
 
 
 def main() -> int:
-    """Measure, and write what has been found; the exit code."""
+    """Measure, and write the results. Return the exit code."""
     name, file = sys.argv[1:]
     record = Record(Path(file), name)
     try:

@@ -1,4 +1,4 @@
-"""What the steps have found, in short."""
+"""A summary of the results of the steps."""
 
 from collections.abc import Sequence
 from statistics import median
@@ -18,7 +18,7 @@ SIZE = ["", "frames", "batch", "unpruned", "AdaTP p=1", "of unpruned"]
 
 
 def tables(found: Sequence[Found]) -> list[tuple[str, Rows]]:
-    """How every step ended, and its figures; of those that ended early, what they have found by then."""
+    """Return tables of how every step ended, and of its figures. A step that ended early has its figures so far."""
     made = [("Steps", [["", "status", "seconds", ""], *map(_ended, found)])]
     by_step = {own["step"]: own for own in found}
     for step, key, title, head, line in (
@@ -75,7 +75,7 @@ def _size(row: Found) -> list[str]:
 
 
 def _wall(row: Found) -> list[str]:
-    """Median and quartiles of the seconds, and of what they are of the unpruned ones of the same round."""
+    """Return median and quartiles of the seconds, and of their ratios to the unpruned ones of the same round."""
     low, middle, high = quartiles(row["seconds"])
     ratio = row["to_unpruned"]
     return [

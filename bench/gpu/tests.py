@@ -1,4 +1,4 @@
-"""Whether the kernels are right on this device: the tests, the same bits again and again, and NVIDIA's sanitizer."""
+"""Checks of the kernels on this device: the tests, repeated runs with equal bits, and NVIDIA's sanitizer."""
 
 import re
 import sys
@@ -29,7 +29,7 @@ from bench.inputs import (
 from bench.record import Record
 
 ON_GPU = DEVICE.type == "cuda"
-# Each in processes beside the others': what takes time is the host's, which compiles.
+# These groups run at the same time, because the time goes to compilation on the host.
 ALONE = (
     ("tests/kernels/test_cuda.py",),
     ("tests/kernels/test_score.py",),
@@ -43,8 +43,8 @@ GROUPS = tuple((*files, "-m", "cuda") for files in (*ALONE, REST)) if ON_GPU els
 INTERPRETER = {} if ON_GPU else {"TRITON_INTERPRET": "1"}
 PARALLEL = ["-n", "3"] if ON_GPU and find_spec("xdist") else []
 PYTEST_LIMIT, SANITIZER_LIMIT = 95, 45
-NO_TEST = 5  # pytest's exit code where it has collected none
-FAULT = 99  # the exit code that the sanitizer is told
+NO_TEST = 5  # pytest's exit code if it has collected no test
+FAULT = 99  # the exit code that the sanitizer returns for a fault
 REPEATS = 100 if ON_GPU else 3
 # as pytest prints it, and as pytest-xdist does
 OUTCOME = re.compile(r"^(?:tests/\S+::.* |\[gw\d+\] \[ *\d+%\] )(PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", re.MULTILINE)
@@ -54,14 +54,14 @@ FAILED = re.compile(r"^(?:FAILED|ERROR) .*", re.MULTILINE)
 
 @torch.inference_mode()
 def measure(record: Record) -> None:
-    """All three; raises where one of them has found a fault, when all have run."""
+    """Run all three checks; then raise an error if one of them has found a fault."""
     faults = [*pytest_faults(record), *repeat_faults(record), *sanitizer_faults(record)]
     if faults:
         raise AssertionError("; ".join(faults))
 
 
 def pytest_faults(record: Record) -> list[str]:
-    """Run the tests, a process each group."""
+    """Run the tests, with a process for each group."""
 
     def run(number: int) -> dict[str, Any]:
         log = record.folder / f"tests-{number}.log"
@@ -88,7 +88,7 @@ def pytest_faults(record: Record) -> list[str]:
 
 
 def repeat_faults(record: Record) -> list[str]:
-    """Run each operation again and again on the same input, which must give the same bits."""
+    """Run each operation many times on the same input. The results must have the same bits."""
     case = Case(BASE) if ON_GPU else Case(BASE, 2)
     static = Case(case.model, case.frames, one_segment=True)
     # equal scores, so that ties decide
@@ -116,7 +116,7 @@ def repeat_faults(record: Record) -> list[str]:
 
 
 def sanitizer_faults(record: Record) -> list[str]:
-    """Run the kernels under NVIDIA's sanitizer, where it is found: accesses out of bounds, and races."""
+    """Run the kernels under NVIDIA's sanitizer, if it is installed, to find races and accesses out of bounds."""
     sanitizer = tool("compute-sanitizer")
     if not ON_GPU or sanitizer is None:
         record.put(sanitizer="not run: " + ("it is not installed" if ON_GPU else "no GPU"))
@@ -125,7 +125,7 @@ def sanitizer_faults(record: Record) -> list[str]:
     def run(check: str) -> tuple[str, int | None, str]:
         log = record.folder / f"tests-{check}.log"
         command = [sanitizer, "--tool", check, "--error-exitcode", str(FAULT), sys.executable, "-m", "bench.gpu.once"]
-        # each tensor in memory of its own, so that what lies behind it is out of bounds
+        # each tensor has its own memory, so that the bytes after it are out of bounds
         code = finished([*command, BASE, "4"], SANITIZER_LIMIT, log, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})
         return check, code, tail(log)
 

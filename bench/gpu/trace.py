@@ -1,4 +1,4 @@
-"""What a call runs on the device, by PyTorch's profiler: which kernels, and how much of the time there is none."""
+"""Traces of a call on the device, by PyTorch's profiler: its kernels, and the gaps between them."""
 
 import os
 from collections import defaultdict
@@ -11,17 +11,17 @@ from torch.profiler import ProfilerActivity, profile
 from bench.inputs import DEVICE
 from bench.timing import synchronize
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler says on stderr that it begins and ends
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # keeps the profiler from printing to stderr
 TOP = 12
 
 
 def trace(run: Callable[[], object]) -> dict[str, Any]:
-    """Seconds of one call, once it is warm.
+    """Trace one call after a first one.
 
     Returns:
-        `kernels`, how many there are; `kernel_seconds`, of all together; `span`, from the first one's begin to the last
-        one's end; `gaps`, how much of the span none runs; and of the `top` ones name, calls and seconds. On a CPU it
-        is PyTorch's operations that are counted.
+        `kernels`, their number; `kernel_seconds`, the sum of their seconds; `span`, the seconds from the begin of the
+        first kernel to the end of the last one; `gaps`, the seconds of the span without a kernel; and `top`, name,
+        calls and seconds of the longest kernels. On a CPU, PyTorch's operations are counted instead of kernels.
     """
     ran = _ran(run)
     by_name: dict[str, list[float]] = defaultdict(list)
@@ -43,7 +43,7 @@ def trace(run: Callable[[], object]) -> dict[str, Any]:
 
 
 def kernel_seconds(run: Callable[[], object], calls: int = 20) -> dict[str, float]:
-    """Median seconds of each kernel that a call launches once."""
+    """Return the median seconds of each kernel that a call launches once."""
 
     def again() -> None:
         for _ in range(calls):
@@ -56,7 +56,7 @@ def kernel_seconds(run: Callable[[], object], calls: int = 20) -> dict[str, floa
 
 
 def _ran(run: Callable[[], object]) -> list[tuple[str, float, float]]:
-    """(name, begin, end) of whatever ran on the device, in seconds."""
+    """Return (name, begin, end) of all work on the device, in seconds."""
     on_gpu = DEVICE.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     run()
@@ -67,10 +67,10 @@ def _ran(run: Callable[[], object]) -> list[tuple[str, float, float]]:
     found = []
     for event in profiled.events():
         if on_gpu:
-            # a compiled region is shown on the device as well, and is no kernel
+            # the profiler shows compiled regions on the device, too, but they are no kernels
             if event.device_type.name != "CUDA" or getattr(event, "is_user_annotation", False):
                 continue
-        elif event.cpu_children:  # a CPU runs what calls nothing else
+        elif event.cpu_children:  # on a CPU, only operations that call no others count
             continue
         found.append((event.name, event.time_range.start / 1e6, event.time_range.end / 1e6))
     return found

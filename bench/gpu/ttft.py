@@ -1,4 +1,4 @@
-"""End to end by `generate`: vision tower, projector, relevance and decoder, to the first token."""
+"""Time to the first token by `generate`: vision tower, projector, relevance and decoder."""
 
 import gc
 from dataclasses import replace
@@ -25,7 +25,7 @@ ROUNDS = 5 if DEVICE.type == "cuda" else 1
 
 @torch.no_grad()
 def measure(record: Record) -> None:
-    """Unpruned, with AdaTP at p = 1, and the same without relevance, in rounds."""
+    """Measure in rounds: unpruned, with AdaTP at p = 1, and with AdaTP without relevance."""
     for build in BUILDS:
         loaded, shape = make(build, DEVICE, DTYPE), build.shape
         method = AdaTP() if build.is_whole else AdaTP(first=1, last=1)
@@ -44,8 +44,8 @@ def measure(record: Record) -> None:
         for turn in range(1 + ROUNDS):
             for name, own, pruning, earlier in entered:
                 with applied(own, pruning) as pruned:
-                    _generate(own, earlier)  # what a first call of an applied method may pay for
-                    if turn == 0:  # warms up, and shows where the time goes
+                    _generate(own, earlier)  # the first call with an applied method may be slower
+                    if turn == 0:  # to warm up, and to see the stages
                         found[name]["stages"] = _stages(own, inputs)
                         found[name]["kept"] = None if pruned is None else pruned.report.samples[0].kept
                         continue
@@ -60,7 +60,7 @@ def measure(record: Record) -> None:
 
 
 def _pixels(like: Tensor) -> Tensor:
-    """Frames of random brightness and pattern, so that no two are alike."""
+    """Make frames of random brightness and pattern, so that no two are similar."""
     make = torch.Generator().manual_seed(0)
     pattern = torch.randn(*like.shape[:3], 12, 12, generator=make).repeat_interleave(32, 3).repeat_interleave(32, 4)
     return pattern.to(like.device, like.dtype)
@@ -71,7 +71,7 @@ def _generate(loaded: Loaded, inputs: dict[str, Tensor]) -> None:
 
 
 def _stages(loaded: Loaded, inputs: dict[str, Tensor]) -> dict[str, float]:
-    """Seconds of one request by stage, each waited for; `other` is the rest, and relevance is no part of `decoder`."""
+    """Time one request by stage, with waits. `other` is the rest, and `decoder` does not include relevance."""
     family, relevance = family_of(loaded.model), loaded.relevance
     stages: dict[str, list[Any]] = {"question": [], "tower": family.tower, "relevance": [], "decoder": [family.decoder]}
     if isinstance(relevance, Relevance):

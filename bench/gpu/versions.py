@@ -1,4 +1,4 @@
-"""What there is, and the most that it does."""
+"""Versions of the software, and the roofs of the device."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ TOOLS = ("ncu", "compute-sanitizer")
 
 
 def measure(record: Record) -> None:
-    """Versions of packages, tools that are found, and the three roofs."""
+    """Record the versions of packages, the tools that are found, and the three roofs."""
     installed = {distribution.name.lower(): distribution.version for distribution in metadata.distributions()}
     record.put(
         packages={name: installed.get(name, "not installed") for name in PACKAGES},
@@ -27,6 +27,6 @@ def measure(record: Record) -> None:
 
 
 def tool(name: str) -> str | None:
-    """Where one of NVIDIA's tools is, which need not be on the PATH; None where there is none."""
+    """Return the path of one of NVIDIA's tools, which may be outside the PATH, or None if there is none."""
     home = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
     return shutil.which(name) or shutil.which(name, path=str(home / "bin"))
