@@ -60,7 +60,7 @@ class CompiledLayers:
         return self._family.decoder in _WARM
 
     def warmed(self) -> None:
-        """Note that a whole prefill has run compiled."""
+        """Record that a whole prefill has run compiled."""
         _WARM.add(self._family.decoder)
 
     def __len__(self) -> int:

@@ -29,7 +29,7 @@ class Turns:
         self._held = _Held()
 
     def take(self) -> None:
-        """Wait for the turn. Does nothing where the thread holds it, or where the layers are compiled."""
+        """Wait for the turn. Does nothing if the thread holds it already, or if the layers are compiled."""
         if not torch.compiler.is_dynamo_compiling():
             self._take()
 
@@ -40,7 +40,7 @@ class Turns:
             self._held.by_this_thread = True
 
     def give_back(self) -> None:
-        """Let the next thread through. Does nothing where the thread does not hold the turn."""
+        """Let the next thread through. Does nothing if the thread does not hold the turn."""
         if not torch.compiler.is_dynamo_compiling():
             self._give_back()
 

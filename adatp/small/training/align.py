@@ -92,7 +92,7 @@ class Aligner(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-8.0))
 
     def forward(self, pixels: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits `[F, T]` of a text's being true of a frame, and `[F, P, 34]` of what patches show."""
+        """Return logits `[F, T]` of a text's being true of a frame, and `[F, P, 34]` of what patches show."""
         vision = self.siglip.vision_model
         states = vision.embeddings(pixels)
         for i, layer in enumerate(vision.encoder.layers, 1):
@@ -104,7 +104,7 @@ class Aligner(nn.Module):
         return self.scale.exp() * frames @ texts.T + self.bias, named
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
-        """The sum of both losses, and what to log."""
+        """Return the sum of both losses, and what to log."""
         logits, named = self(batch["pixels"], batch["tokens"])
         of_frames = binary_cross_entropy_with_logits(logits, batch["true"].float())
         parts = list(zip(named.split(_NAMED, -1), batch["names"].unbind(-1), strict=True))

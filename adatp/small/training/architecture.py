@@ -25,7 +25,7 @@ TEXT_LENGTH = 32  # tokens that the text tower reads
 
 
 def make_siglip(vocabulary: int) -> Any:
-    """A `SiglipModel` with random weights."""
+    """Make a `SiglipModel` with random weights."""
     common = {"hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_attention_heads": 4}
     vision = SiglipVisionConfig(**common, num_hidden_layers=TOWER_LAYERS + 1, image_size=SIDE, patch_size=PATCH)
     text = SiglipTextConfig(
@@ -42,7 +42,7 @@ def make_siglip(vocabulary: int) -> Any:
 
 
 def make_model(siglip: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
-    """A `LlavaOnevisionForConditionalGeneration` with the SigLIP's first layers as its tower, the rest random."""
+    """Make a `LlavaOnevisionForConditionalGeneration` with the SigLIP's first layers as its tower, the rest random."""
     decoder = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=WIDTH,
@@ -64,5 +64,5 @@ def make_model(siglip: Any, tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 def make_processor(tokenizer: PreTrainedTokenizerFast) -> TorchOnlyProcessor:
-    """The processor of the small model."""
+    """Make the processor of the small model."""
     return onevision_processor(SIDE, PATCH, tokenizer)

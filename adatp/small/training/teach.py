@@ -138,7 +138,7 @@ class Pupil(nn.Module):
         self._is_clocked = is_clocked
 
     def visual(self, pixels: Tensor) -> Tensor:
-        """`[B, n, 3, 64, 64]` to the visual tokens that the decoder reads, newline included, `[B, 16 n + 1, D]`."""
+        """Encode `[B, n, 3, 64, 64]` to the visual tokens that the decoder reads, newline included, `[B, 16 n + 1, D]`."""
         model = self.model.model
         clips = len(pixels)
         with torch.no_grad():
@@ -150,7 +150,7 @@ class Pupil(nn.Module):
         return torch.cat((pooled, model.image_newline.expand(clips, 1, -1)), 1)
 
     def logits(self, batch: dict[str, Tensor]) -> Tensor:
-        """Next-token logits of every token whose target is an answer's, `[A, V]`."""
+        """Return next-token logits of every token whose target is an answer's, `[A, V]`."""
         clips, _, width = batch["tokens"].shape
         embed = self.model.get_input_embeddings()
         visual = self.visual(batch["pixels"])
@@ -178,7 +178,7 @@ class Pupil(nn.Module):
         return answers
 
     def loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Counter[str]]:
-        """Cross-entropy of the answers, and how many questions of each kind were asked and answered rightly.
+        """Return the cross-entropy of the answers, and how many questions of each kind were asked and answered rightly.
 
         Where visual tokens have to tell the time, the loss holds its squared error, in units of half a clip.
         """

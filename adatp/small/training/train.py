@@ -150,7 +150,7 @@ class Run:
             before += phase.steps
 
     def put(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A batch where the training is."""
+        """Move a batch to the device of the training."""
         return {name: value.to(self.device) for name, value in batch.items()}
 
     def _save(self, file: Path, learner: nn.Module, optimizer: Any, step: int) -> None:
