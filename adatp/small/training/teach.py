@@ -138,7 +138,7 @@ class Pupil(nn.Module):
         self._is_clocked = is_clocked
 
     def visual(self, pixels: Tensor) -> Tensor:
-        """Encode `[B, n, 3, 64, 64]` to the visual tokens that the decoder reads, newline included, `[B, 16 n + 1, D]`."""
+        """Encode `[B, n, 3, 64, 64]` to the tokens that the decoder reads, newline included, `[B, 16 n + 1, D]`."""
         model = self.model.model
         clips = len(pixels)
         with torch.no_grad():
