@@ -47,6 +47,7 @@ class CompiledLayers:
 
     def __init__(self, family: Family) -> None:
         self.own_hooks: set[int] = set()
+        self._has_run = False
         self._family = family
         self._layers = list(family.decoder.layers)
         self._inside = [list(layer.modules())[1:] for layer in self._layers]
@@ -60,8 +61,9 @@ class CompiledLayers:
         return self._family.decoder in _WARM
 
     def warmed(self) -> None:
-        """Record that a whole prefill has run compiled."""
-        _WARM.add(self._family.decoder)
+        """Record that a whole prefill has run, if its layers ran compiled."""
+        if self._has_run:
+            _WARM.add(self._family.decoder)
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -115,6 +117,7 @@ class CompiledLayers:
             RuntimeError: the layer could not be compiled.
         """
         output, keys, values = self.layer(index, hidden, kwargs["position_embeddings"], kwargs["attention_mask"])
+        self._has_run = True
         cache = kwargs["past_key_values"]
         if cache is not None:
             cache.update(keys, values, index)

@@ -251,6 +251,31 @@ def threads_that_share(untrained):
         assert report == expected_report
 
 
+def test_threads_take_turns_until_a_prefill_has_run_compiled(fresh, sdpa, monkeypatch):
+    """A second thread enters the model once the first one's prefill is done, and at any time later on."""
+    inputs, entered, inside = make_inputs(sdpa, ONE), threading.Event(), []
+    tower = sdpa.model.model.vision_tower
+
+    def wait(*_):
+        inside.append(threading.get_ident())
+        entered.wait(timeout=0.5)  # nobody else comes meanwhile
+        assert len(set(inside)) == 1 or pruned._hooks._compiled.is_warm
+
+    with monkeypatch.context() as patch, applied(sdpa) as pruned:
+        patch.setattr(blocks, "TOKENS", 1)
+        with torch.no_grad():
+            sdpa.model(**inputs)
+        assert not pruned._hooks._compiled.is_warm, "no layer ran compiled"
+    handle = tower.register_forward_pre_hook(wait)
+    try:
+        with applied(sdpa) as pruned, ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda _: sdpa.model.generate(**inputs, max_new_tokens=1), range(2)))
+            assert pruned._hooks._compiled.is_warm
+    finally:
+        handle.remove()
+    assert len(set(inside)) == 2
+
+
 def test_threads_that_compile_at_the_same_time(fresh, sdpa):
     threads_that_share(sdpa)
 
