@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
+from adatp.engine.scoring import Scoring
 from adatp.errors import Unsupported
 from adatp.hf.support import is_applied
 from adatp.hf.tensor_parallel import average_over_ranks
 from adatp.layout import PromptLayout, VideoGrid
 from adatp.models import family_of
 from adatp.models.family import Family
-from adatp_kernels.score import score
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +99,7 @@ class _Watch:
         visual = layout.visual
         self._columns = (int(visual[0]), int(visual[-1]) + 1)
         self._visual = visual - visual[0]
-        self._average = average_over_ranks(family.body)
+        self._scoring = Scoring(average=average_over_ranks(family.body))
         self._cache = DynamicCache()
         self._tables: tuple[Tensor, Tensor] | None = None
         self._query: Tensor | None = None
@@ -135,9 +135,7 @@ class _Watch:
                 raise RuntimeError(f"the query projection of decoder layer {index} did not run as a module")
             key = self._cache.layers[index].keys
             query, rows = self._query.to(key.device), self._rows.to(key.device)[None]
-            scores = score(query, key, rows, self._columns, scale=self._family.scale(module))
-            if self._average is not None:
-                scores = self._average(scores)
+            scores = self._scoring(query, key, rows, self._columns, scale=self._family.scale(module))
             self.scores.append(scores[0].cpu()[self._visual])
 
         return hook
