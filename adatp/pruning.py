@@ -93,7 +93,7 @@ class Pruned:
         return f"<adatp.Pruned: {self.method!r} on {self._setup.family.model_type}, {state}>"
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a model cannot be copied or pickled while it is pruned; call remove() first")
+        return self._hooks.__reduce_ex__(protocol)  # which refuses it
 
     def __enter__(self) -> "Pruned":
         return self

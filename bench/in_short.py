@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
-from adatp.tables.tabulate import Rows
+from adatp.tables.tabulate import Rows, markdown_table
 from bench.summary import duration
 
 Found = dict[str, Any]
@@ -23,7 +23,7 @@ def accuracy_in_short(study: Found) -> str:
             gained = f"{100 * row['difference']:+.1f} [{low:+.1f}, {high:+.1f}]"
             shares = [f"{100 * row[share]:.1f} %" for share in ("flops", "accuracy")]
             rows.append([f"AdaTP, p = {row['p']:g}", *shares, gained])
-    return _table(rows)
+    return f"{markdown_table(rows)}\n"
 
 
 def speed_in_short(gpus: Iterable[Sequence[Found]], machines: Iterable[Found]) -> str:
@@ -38,7 +38,7 @@ def speed_in_short(gpus: Iterable[Sequence[Found]], machines: Iterable[Found]) -
         rows += _of_gpu({own["step"]: own for own in steps})
     for found in machines:
         rows += _of_machine(found)
-    return _table(rows)
+    return f"{markdown_table(rows)}\n"
 
 
 def _of_gpu(steps: dict[str, Found]) -> Rows:
@@ -78,10 +78,3 @@ def _line(name: str, whole: Sequence[float], pruned: Sequence[float], ratio: flo
     """Return a row with the medians of seconds and their ratio, which is computed if it is not given."""
     before, after = median(whole), median(pruned)
     return [name, duration(before), duration(after), f"{after / before if ratio is None else ratio:.3f}"]
-
-
-def _table(rows: Rows) -> str:
-    """Return a Markdown table without a title; the first row is the head."""
-    head, *rest = rows
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rest]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"

@@ -40,8 +40,11 @@ def print_tables(tables: Sequence[tuple[str, Rows]]) -> None:
 
 def markdown_tables(tables: Sequence[tuple[str, Rows]]) -> str:
     """Return all tables with their titles, in Markdown."""
-    parts = []
-    for title, (head, *rows) in tables:
-        lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
-        parts.append(f"**{title}**\n\n" + "\n".join("| " + " | ".join(line) + " |" for line in lines))
-    return "\n\n".join(parts)
+    return "\n\n".join(f"**{title}**\n\n{markdown_table(rows)}" for title, rows in tables)
+
+
+def markdown_table(rows: Rows) -> str:
+    """Return a table without a title, in Markdown; the first row is the head."""
+    head, *rest = rows
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rest]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
