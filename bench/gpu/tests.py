@@ -34,7 +34,7 @@ ALONE = (
     ("tests/kernels/test_cuda.py",),
     ("tests/kernels/test_score.py",),
     ("tests/kernels/test_select.py",),
-    ("tests/kernels/test_compact.py", "tests/kernels/test_operators.py", "tests/engine/test_prefill.py"),
+    ("tests/kernels/test_compact.py", "tests/kernels/test_operators.py", "tests/engine/test_cuts.py"),
 )
 REST = ("tests", *(f"--ignore={file}" for files in ALONE for file in files))
 GROUPS = tuple((*files, "-m", "cuda") for files in (*ALONE, REST)) if ON_GPU else (

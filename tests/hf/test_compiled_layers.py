@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from test_decoding import compiling
-from test_patch import hooks_of
+from test_hooks import hooks_of
 from transformers import DynamicCache
 from videollm import ATTENTIONS, FAMILIES, make_inputs, make_small, make_videollm
 
