@@ -9,5 +9,5 @@ class Unsupported(InputError):  # noqa: N818  users read the name, and it descri
     """A model, a prompt or a setting that cannot be pruned; the message says why, and what to do instead."""
 
 
-class UnsupportedModel(Unsupported, TypeError):  # noqa: N818
-    """A model whose family or class is not supported."""
+class UnsupportedType(Unsupported, TypeError):  # noqa: N818
+    """A model or a cache whose family or class is not supported."""

@@ -53,7 +53,7 @@ class PromptLayout(VideoGrid):
     grid: tuple[int, int]
 
     def check(self) -> None:
-        """Raise a ValueError if there is no text that can score the video's tokens."""
+        """Raise Unsupported if there is no text that can score the video's tokens."""
         if self.rows.numel() == 0:
             raise Unsupported("a prompt has no text after its video, so nothing can score the video's tokens")
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adatp.errors import InputError
 from adatp.flops import Flops, PrefillCounter
 from adatp.layout import VideoGrid
 from adatp.methods.method import Method
@@ -72,7 +73,7 @@ class Sample(VideoGrid):
         A merged or pooled token counts as the token that it stands for.
         """
         if not 0 <= layer < len(self.kept):
-            raise ValueError(f"layer must be from 0 to {len(self.kept) - 1}, got {layer}")
+            raise InputError(f"layer must be from 0 to {len(self.kept) - 1}, got {layer}")
         cuts = [cut for cut in self._origins if cut <= layer]
         if not cuts:
             return torch.ones(self.frames, self.tokens_per_frame, dtype=torch.bool)
@@ -104,10 +105,10 @@ class PruningReport:
         """FLOPs of the language model's prefill, pruned and unpruned, summed over all samples.
 
         Raises:
-            ValueError: the prefill was not pruned, so there is nothing to compare.
+            InputError: the prefill was not pruned, so there is nothing to compare.
         """
         if not self.pruned:
-            raise ValueError(f"the last prefill was not pruned ({self.reason}), so it has no FLOPs ratio")
+            raise InputError(f"the last prefill was not pruned ({self.reason}), so it has no FLOPs ratio")
         count = PrefillCounter(self._text_config)
         total = Flops(0, 0, 0, 0)
         for sample in self.samples:

@@ -7,7 +7,7 @@ import torch
 from videollm import make_inputs
 
 import adatp
-from adatp.errors import InputError, UnsupportedModel
+from adatp.errors import InputError, UnsupportedType
 
 
 def applied(untrained, method="adatp", **options):
@@ -67,7 +67,7 @@ def test_a_path_is_a_relevance(sdpa, tmp_path):
 def test_refusals_have_a_class_of_their_own(sdpa):
     assert issubclass(adatp.Unsupported, InputError)
     assert issubclass(InputError, ValueError)
-    with pytest.raises(UnsupportedModel, match="supported are"):
+    with pytest.raises(UnsupportedType, match="supported are"):
         adatp.apply(torch.nn.Linear(2, 2))
     inputs = make_inputs(sdpa, ["What?"])
     with applied(sdpa), torch.no_grad():

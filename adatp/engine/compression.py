@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from adatp.errors import Unsupported
 from adatp.layout import PromptLayout
 from adatp.methods.method import BeforeDecoder, Video
 
@@ -22,7 +23,7 @@ class Compression:
             token that it stands for. None before `apply`.
 
     Raises:
-        ValueError: there are other tokens between the tokens of a video.
+        Unsupported: there are other tokens between the tokens of a video.
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class Compression:
         for frames in layout.videos:
             begins = layout.begins[frame : frame + frames]
             if begins != tuple(range(begins[0], begins[0] + frames * c, c)):
-                raise ValueError(
+                raise Unsupported(
                     f"method {method.name!r} needs videos without other tokens between their own; use a method that "
                     "works between the layers, such as 'adatp' or 'fastv'"
                 )

@@ -132,7 +132,7 @@ class Cuts:
         notes: notes for the user.
 
     Raises:
-        ValueError: there is no text after the last video.
+        Unsupported: there is no text after the last video.
     """
 
     def __init__(

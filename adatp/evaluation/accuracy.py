@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adatp.errors import InputError
 from adatp.evaluation.answers import answer_length, is_exact
 from adatp.evaluation.bias import per_frame, per_position, share_in_last, top_tokens
 from adatp.evaluation.heldout import Paper, papers
@@ -171,7 +172,7 @@ def _examine(loaded: Loaded, paper: Paper, tried: Sequence[Trial], impl: Impl) -
             flops = None if trial.like is None else costs[trial.like]
             try:
                 outcome = _ask(loaded, inputs, asked, trial.method, flops, impl)
-            except ValueError as error:
+            except InputError as error:
                 if flops is None:  # only a wanted cost can be out of reach
                     raise
                 outcomes[trial] = str(error)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from adatp.errors import InputError
 from adatp.evaluation.agreement import Agreement, agreement
 from adatp.evaluation.machine import describe_machine
 from adatp.evaluation.measure import EncodedClip, Measured, prefill, with_relevance
@@ -110,7 +111,7 @@ def compare(
         tell(f"running {method.name}")
         try:
             first.append(prefill(loaded, inputs, method, flops=flops, impl=impl))
-        except ValueError as error:
+        except InputError as error:
             first.append(Refused(method, str(error)))
 
     settled = [None if isinstance(one, Refused) else _sample(one).method for one in first]

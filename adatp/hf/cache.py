@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, StaticCache, StaticLayer
 
 from adatp.engine.sparse_decoding import SparseVisual
-from adatp.errors import Unsupported
+from adatp.errors import Unsupported, UnsupportedType
 from adatp.tensors.masks import additive
 from adatp.tensors.padding import stack_left
 from adatp.tensors.transfer import send
@@ -257,7 +257,7 @@ def check_cache(cache: Any, attention: str, *, sparse: bool = False) -> None:
         sparse: whether decoding attends to only some of the visual tokens.
 
     Raises:
-        TypeError: the cache is neither a `DynamicCache` nor a `StaticCache` of plain layers.
+        UnsupportedType: the cache is neither a `DynamicCache` nor a `StaticCache` of plain layers.
     """
     if cache is None:
         return
@@ -265,12 +265,14 @@ def check_cache(cache: Any, attention: str, *, sparse: bool = False) -> None:
     dynamic = isinstance(cache, DynamicCache) and kinds <= {DynamicLayer, PrunedLayer, FirstPrunedLayer}
     static = isinstance(cache, StaticCache) and kinds <= {StaticLayer, PrunedStaticLayer}
     if static and "flash" in attention:
-        raise TypeError(f"a StaticCache cannot be pruned under {attention}, which takes no mask of its slots; use sdpa")
+        raise UnsupportedType(
+            f"a StaticCache cannot be pruned under {attention}, which takes no mask of its slots; use sdpa"
+        )
     if static and sparse:
-        raise TypeError("a StaticCache cannot be used with sparse decoding; use a DynamicCache, or DyCoke(p=0)")
+        raise UnsupportedType("a StaticCache cannot be used with sparse decoding; use a DynamicCache, or DyCoke(p=0)")
     if not (dynamic or static) or getattr(cache, "offloading", False):
         names = ", ".join(sorted(kind.__name__ for kind in kinds)) or "no layers"
-        raise TypeError(
+        raise UnsupportedType(
             "pruning needs a DynamicCache or a StaticCache of full-attention layers on the model's device, because "
             f"layers keep different tokens; got {type(cache).__name__} ({names}). Leave past_key_values unset, or "
             "pass DynamicCache()"

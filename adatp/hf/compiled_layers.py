@@ -25,7 +25,7 @@ Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
 
 
 def check_compiling(model: nn.Module, family: Family) -> None:
-    """Raise a ValueError for a model whose layers run other code than their own."""
+    """Raise Unsupported for a model whose layers run other code than their own."""
     if any("forward" in layer.__dict__ for layer in family.decoder.layers):
         raise Unsupported(
             "compile_layers cannot be used if the layers' forward has been replaced, as accelerate does for layers on "

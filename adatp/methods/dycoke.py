@@ -34,7 +34,7 @@ class DyCoke(BeforeDecoder):
         p: P, the share of the visual tokens that decoding leaves out, in [0, 1); with 0 decoding is unchanged.
 
     Raises:
-        ValueError: a setting is outside its range.
+        InputError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "dycoke"

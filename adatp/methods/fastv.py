@@ -22,7 +22,7 @@ class FastV(BetweenLayers):
         keep: share of the visual tokens that is kept, in (0, 1] (the authors drop R = 50 %).
 
     Raises:
-        ValueError: a setting is outside its range.
+        InputError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "fastv"

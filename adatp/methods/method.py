@@ -71,7 +71,7 @@ class Method(ABC):
         return {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
 
     def check(self, layers: int) -> None:  # noqa: B027  the settings of most methods fit every model
-        """Raise a ValueError if the settings do not fit a model with `layers` decoder layers."""
+        """Raise an InputError if the settings do not fit a model with `layers` decoder layers."""
 
     @abstractmethod
     def first_pruned(self, layers: int) -> int:
@@ -82,7 +82,7 @@ class Method(ABC):
         """Return the number of visual tokens at every layer's input, N entries, as the settings alone give it."""
 
     def check_flops(self, ratio: float) -> None:
-        """Raise a ValueError for a share of FLOPs that is invalid, or if the method has no knob."""
+        """Raise an InputError for a share of FLOPs that is invalid, or if the method has no knob."""
         require(0 < ratio <= 1, "flops", ratio, "a share of the unpruned FLOPs, in (0, 1]")
         if self.knob is None:
             raise InputError(f"flops cannot be used with the method {self.name!r}, which has no setting to adjust")
@@ -250,7 +250,7 @@ class BetweenLayers(Method):
 
 
 def require(holds: bool, name: str, value: Any, wanted: str) -> None:
-    """Raise a ValueError that names the setting, its value and what is `wanted`, unless `holds`."""
+    """Raise an InputError that names the setting, its value and what is `wanted`, unless `holds`."""
     if not holds:
         raise InputError(f"{name} must be {wanted}, got {value!r}")
 

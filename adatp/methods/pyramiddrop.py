@@ -23,7 +23,7 @@ class PyramidDrop(BetweenLayers):
         keep: lambda, the share that each cut keeps, in (0, 1] (the authors' default is 0.5).
 
     Raises:
-        ValueError: a setting is outside its range.
+        InputError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "pyramiddrop"

@@ -29,7 +29,7 @@ class VisionZip(BeforeDecoder):
         dominant: share of the kept patches that are dominant, in (0, 1]; D is rounded down.
 
     Raises:
-        ValueError: a setting is outside its range.
+        InputError: a setting is outside its range.
     """
 
     name: ClassVar[str] = "visionzip"

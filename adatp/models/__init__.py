@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers import AutoConfig
 
-from adatp.errors import UnsupportedModel
+from adatp.errors import UnsupportedType
 from adatp.models.family import Family
 
 for _module in pkgutil.iter_modules(__path__):
@@ -26,12 +26,12 @@ def family_of(model: nn.Module) -> Family:
     """Return the family of `model`, for this instance.
 
     Raises:
-        UnsupportedModel: the model is not of a supported family.
+        UnsupportedType: the model is not of a supported family.
     """
     known = families()
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in known:
-        raise UnsupportedModel(
+        raise UnsupportedType(
             f"cannot prune a {type(model).__name__} (model_type {model_type!r}); supported are: "
             f"{', '.join(sorted(known))}. A new family is one file in adatp/models/"
         )
@@ -42,12 +42,12 @@ def load_processor(checkpoint: str) -> Any:
     """Load the processor of a checkpoint of a supported family, by name or path, with or without torchvision.
 
     Raises:
-        UnsupportedModel: the checkpoint is not of a supported family.
+        UnsupportedType: the checkpoint is not of a supported family.
     """
     model_type = AutoConfig.from_pretrained(checkpoint).model_type
     known = families()
     if model_type not in known:
-        raise UnsupportedModel(
+        raise UnsupportedType(
             f"cannot load a processor for {checkpoint} (model_type {model_type!r}); supported are: "
             f"{', '.join(sorted(known))}"
         )

@@ -149,8 +149,15 @@ def _read_config(source: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{source} holds no config.json; give the folder of a downloaded LLaVA-Video checkpoint"
         )
-    config: dict[str, Any] = json.loads(path.read_text())
-    return config
+    return _read_json(path)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    return found
 
 
 def _config(original: dict[str, Any], pool: Pool | None) -> LlavaVideoConfig:
@@ -185,9 +192,9 @@ def _config(original: dict[str, Any], pool: Pool | None) -> LlavaVideoConfig:
     )
 
 
-def _wrong(original: dict[str, Any], field: str, right: str) -> ValueError:
+def _wrong(original: dict[str, Any], field: str, right: str) -> InputError:
     found = json.dumps(original[field]) if field in original else "missing"
-    return ValueError(f"config.json: {field} is {found}, which cannot be converted; it must be {right}")
+    return InputError(f"config.json: {field} is {found}, which cannot be converted; it must be {right}")
 
 
 def _tower(original: dict[str, Any]) -> SiglipVisionConfig:
@@ -205,10 +212,7 @@ def _tower(original: dict[str, Any]) -> SiglipVisionConfig:
 
 def _weight_files(source: Path) -> list[Path]:
     index = source / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
+    names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
     absent = [name for name in names if not (source / name).is_file()]
     if absent:
         raise FileNotFoundError(f"{source} lacks weights: {', '.join(absent)}")

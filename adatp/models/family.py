@@ -87,7 +87,7 @@ class Family(ABC):
             The layout of the prompt; None for a prompt without a video.
 
         Raises:
-            ValueError: the prompt cannot be pruned; the message says why.
+            Unsupported: the prompt cannot be pruned; the message says why.
         """
 
     @abstractmethod

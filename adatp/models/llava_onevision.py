@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import LlavaOnevisionForConditionalGeneration
 from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
-from adatp.errors import Unsupported, UnsupportedModel
+from adatp.errors import Unsupported, UnsupportedType
 from adatp.layout import PromptLayout
 from adatp.models.family import Family
 from adatp.models.processor import load_processor
@@ -31,13 +31,13 @@ class LlavaOnevision(Family):
 
     def __init__(self, model: Any) -> None:
         if not isinstance(model, LlavaOnevisionForConditionalGeneration):
-            raise UnsupportedModel(
+            raise UnsupportedType(
                 f"model must be the LlavaOnevisionForConditionalGeneration itself, got a {type(model).__name__}; "
                 "unwrap it first"
             )
         decoder = model.config.text_config.model_type
         if decoder != "qwen2":
-            raise UnsupportedModel(f"model must have a Qwen2 decoder, the only one supported here; got {decoder!r}")
+            raise UnsupportedType(f"model must have a Qwen2 decoder, the only one supported here; got {decoder!r}")
         self.config = model.config
         self.body = model.model
         self.decoder = model.model.language_model

@@ -1,6 +1,7 @@
 """The command line, as a user types it."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -161,9 +162,16 @@ class TestLlavaVideo:
     def test_errors_are_told(self, capsys, original, tmp_path):
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "file").touch()
+        odd = shutil.copytree(original, tmp_path / "odd")
+        broken = shutil.copytree(original, tmp_path / "broken")
+        (broken / "config.json").write_text('{"mm', encoding="utf-8")
+        config = json.loads((odd / "config.json").read_text(encoding="utf-8"))
+        (odd / "config.json").write_text(json.dumps({**config, "mm_projector_type": "linear"}), encoding="utf-8")
         for arguments, message in (
             ((original, tmp_path / "full"), "full"),
             ((tmp_path / "missing", tmp_path / "new"), "missing"),
+            ((broken, tmp_path / "new"), "config.json is not JSON"),
+            ((odd, tmp_path / "new"), 'mm_projector_type is "linear", which cannot be converted'),
         ):
             code, out, err = run(capsys, "convert", *arguments)
             assert (code, out) == (2, "")

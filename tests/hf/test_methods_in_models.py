@@ -598,7 +598,7 @@ class TestRefused:
     def test_other_tokens_among_a_videos_own_are_refused(self):
         """As where a family ends every frame with a token that is not prunable."""
         layout = PromptLayout(8, (1, 4), torch.tensor([7]), (2,), (1, 2))
-        with pytest.raises(ValueError, match="'uniform' needs videos without other tokens between their own"):
+        with pytest.raises(adatp.Unsupported, match="'uniform' needs videos without other tokens between their own"):
             Compression(adatp.Uniform(), layout, None, None)
 
     def test_features_without_what_visionzip_reads(self, videollm):

@@ -151,3 +151,10 @@ def test_every_public_name_is_found():
 def test_nothing_but_the_entry_point_imports_the_command_line():
     users = {path.name for path in FILES if "adatp.cli.main" in imports(path)}
     assert users == {"__main__.py"}
+
+
+def test_input_that_cannot_be_used_is_no_plain_error():
+    """The command line tells an `InputError` in a line, and anything else as a bug."""
+    for path in FILES:
+        if "training" not in path.parts:
+            assert " ValueError(" not in path.read_text(encoding="utf-8"), name_of(path)

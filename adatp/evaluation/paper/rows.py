@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adatp.errors import InputError
 from adatp.evaluation.paper.shapes import MODEL_SHAPES, ModelShape
 from adatp.evaluation.paper.tower_flops import tower_flops
 from adatp.flops import Flops, PrefillCounter
@@ -225,7 +226,7 @@ def explain(row: Row, rows: Sequence[Row]) -> str:
     try:
         needed = row.method.at_flops(row.paper / 100, shape, shape.layers, shape.text_tokens)
         told = f"the paper's {row.paper:.2f} would take {knob}={_setting(needed):.3g}"
-    except ValueError as error:
+    except InputError as error:
         told = f"the paper's {row.paper:.2f} is out of reach ({error})"
     told += f", not the {_setting(row.method):g} that it states"
     peers = [other for other in rows if other.is_check and type(other.method) is type(row.method) and other.p]
