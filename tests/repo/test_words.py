@@ -33,12 +33,14 @@ VERBS = {
     "Forget",
     "Give",
     "Group",
+    "Index",
     "Keep",
     "Learn",
     "Let",
     "Load",
     "Make",
     "Move",
+    "Open",
     "Mark",
     "Parse",
     "Pool",
@@ -65,9 +67,11 @@ VERBS = {
     "Store",
     "Tell",
     "Train",
+    "Turn",
     "Wait",
     "Wrap",
     "Write",
+    "Yield",
 }
 
 

@@ -1,92 +1,24 @@
-"""Frame sampling from video files, on tiny videos whose pictures carry the number of their frame."""
+"""Which frames are sampled from a video file, and that they are the right ones."""
 
-import os
 import random
-import struct
 from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbered_video import H264, HEIGHT, WIDTH, av, codec_exists, even, numbers, patch, write
 
-from adatp import video
-from adatp.video import VideoError, sample_frames
-
-av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
-
-HEIGHT, WIDTH, BLOCK = 48, 64, 16
-
-
-def codec_exists(name):
-    try:
-        av.codec.Codec(name, "w")
-    except ValueError:
-        return False
-    return True
-
-
-H264 = "libx264" if codec_exists("libx264") else "mpeg4"
-
-
-def picture(number):
-    """[48, 64, 3] uint8: the bits of the number as a 3 x 4 board of black and white blocks, the lowest first."""
-    bits = (number >> np.arange(12)) & 1
-    board = np.kron(bits.reshape(3, 4), np.ones((BLOCK, BLOCK))) * 255
-    return np.repeat(board[..., None], 3, axis=2).astype(np.uint8)
-
-
-def numbers(frames):
-    """The numbers that the pictures [n, 48, 64, 3] carry."""
-    assert frames.dtype == np.uint8
-    assert frames.shape[1:] == (HEIGHT, WIDTH, 3)
-    bits = frames[:, BLOCK // 2 :: BLOCK, BLOCK // 2 :: BLOCK, 0].reshape(len(frames), 12) > 127
-    return [int(b @ (1 << np.arange(12))) for b in bits]
-
-
-def write(path, total, codec=H264, fps=10, gop=12, b_frames=2, pts=None, ticks=None, audio=0, muxer=None, **options):
-    """Write `total` numbered frames, at 1 / fps s each or at the times `pts` in 1 / ticks s, and `audio` s of sound."""
-    base = Fraction(1, ticks or fps)
-    with av.open(str(path), "w", options=muxer or {}) as container:
-        stream = container.add_stream(codec, rate=fps)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.gop_size, stream.codec_context.time_base = gop, base
-        if codec in ("libx264", "mpeg4"):
-            stream.codec_context.max_b_frames = b_frames
-        stream.options = {key.replace("_", "-"): value for key, value in options.items()}
-        if audio:
-            sound = container.add_stream("aac", rate=8000)
-        for number, time in enumerate(pts or range(total)):
-            frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
-            frame.pts, frame.time_base = time, base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-        for start in range(0, int(audio * 8000), 1024):
-            silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-            silence.pts, silence.sample_rate, silence.time_base = start, 8000, Fraction(1, 8000)
-            container.mux(sound.encode(silence))
-        if audio:
-            container.mux(sound.encode())
-    return path
-
-
-def patch(path, box, offset, layout, *values):
-    """Overwrite big endian values in the first box of this name, `offset` bytes after the name."""
-    data = bytearray(path.read_bytes())
-    at = data.index(box) + 4 + offset
-    data[at : at + struct.calcsize(layout)] = struct.pack(layout, *values)
-    path.write_bytes(data)
+from adatp.video import Limits, VideoError, picture, sample_frames, sampling
+from adatp.video.index import frame_index, packet_index
+from adatp.video.sampling import choose
+from adatp.video.source import Source
 
 
 def ticks_per_frame(path):
     """Ticks of the video stream per frame, at 10 frames a second."""
     with av.open(str(path)) as container:
         return int(1 / (10 * container.streams.video[0].time_base))
-
-
-def even(total, count):
-    """floor(linspace(0, total - 1, count)) without rounding errors."""
-    return [k * (total - 1) // (count - 1) for k in range(count)] if count > 1 else [0]
 
 
 def on_screen(pts, count):
@@ -127,14 +59,14 @@ def spy(monkeypatch):
 
     def install(elsewhere=lambda offset: offset):
         counts = {"read": 0, "decoded": 0, "seeks": 0, "converted": 0}
-        opened, upright = av.open, video._upright
+        opened, shown = av.open, picture.View.of
 
-        def convert(frame):
+        def convert(view, frame):
             counts["converted"] += 1
-            return upright(frame)
+            return shown(view, frame)
 
         monkeypatch.setattr(av, "open", lambda *a, **k: Spy(opened(*a, **k), counts, elsewhere))
-        monkeypatch.setattr(video, "_upright", convert)
+        monkeypatch.setattr(picture.View, "of", convert)
         return counts
 
     return install
@@ -143,7 +75,7 @@ def spy(monkeypatch):
 @pytest.fixture
 def packets_only(monkeypatch):
     """Fail where the packets do not suffice to find the frames."""
-    monkeypatch.setattr(video, "_frame_index", lambda path: pytest.fail("everything was decoded"))
+    monkeypatch.setattr(sampling, "frame_index", lambda source: pytest.fail("everything was decoded"))
 
 
 # Which frames
@@ -173,7 +105,7 @@ def test_rounded_times_are_a_constant_rate(rate, ticks):
         for how in (round, int):
             pts = np.array([how(i * ticks / Fraction(rate)) + 77 for i in range(total)])
             for count in range(2, min(total, 70) + 1):
-                assert video._choose(pts, count) == even(total, count)
+                assert choose(pts, count) == even(total, count)
 
 
 def test_exact_rule_against_linspace():
@@ -192,7 +124,7 @@ def test_exact_rule_against_linspace():
 @settings(max_examples=300, deadline=None)
 def test_choice_is_ordered_and_covers(gaps, count, start):
     pts = start + np.cumsum([0, *gaps])
-    chosen = video._choose(pts, count)
+    chosen = choose(pts, count)
     assert chosen == sorted(chosen)
     assert (chosen[0], chosen[-1]) == (0, len(gaps))
     assert len(chosen) == min(count, len(pts))
@@ -288,10 +220,10 @@ def test_no_frame_stands_for_another(tmp_path, suffix):
         pytest.skip("needs an H.264 encoder")
     params = {"x264_params": "open-gop=1:scenecut=0"}
     path = write(tmp_path / f"a.{suffix}", 80, fps=25, gop=20, b_frames=3, **params)
-    index = video._packet_index(path)
+    index = packet_index(Source(path, Limits()))
     for wanted in range(80):
         try:
-            found = video._decode(path, index, [wanted])[wanted]
+            ((_, found, _),) = sampling.pictures(Source(path, Limits()), index, [wanted], None)
         except VideoError:
             assert suffix == "avi"
         else:
@@ -349,7 +281,7 @@ def test_decoding_everything_starts_at_a_keyframe(tmp_path):
     with av.open(str(path)) as container:
         cut = [packet.pos for packet in container.demux(video=0) if packet.size][30]
     path.write_bytes(path.read_bytes()[cut // 188 * 188 :])
-    assert len(video._frame_index(path).ticks) == 60
+    assert len(frame_index(Source(path, Limits())).ticks) == 60
 
 
 @pytest.mark.parametrize("turn", [0, 1, 2, 3])
@@ -415,139 +347,3 @@ def test_a_real_video(bikes):
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert clip.total == len(every)
     assert all((a == every[i]).all() for a, i in zip(clip.frames, even(len(every), 32), strict=True))
-
-
-# What is refused
-
-
-def refused(path, reason, count=8):
-    with pytest.raises(VideoError, match=reason) as caught:
-        sample_frames(path, count)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
-
-
-def test_no_file(tmp_path):
-    refused(tmp_path / "missing.mp4", "No such file")
-    refused(tmp_path, "directory")
-
-
-@pytest.mark.parametrize("name", ["a.mp4", "a.txt", "a.avi", "a.webm"])
-@pytest.mark.parametrize("data", [b"", b"just some text\n" * 40, random.Random(0).randbytes(5000)])
-def test_not_a_media_file(tmp_path, name, data):
-    (tmp_path / name).write_bytes(data)
-    refused(tmp_path / name, "cannot be|no video|no frames")
-
-
-def test_audio_only(tmp_path):
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as container:
-        sound = container.add_stream("aac", rate=8000)
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        silence.sample_rate = 8000
-        container.mux(sound.encode(silence))
-        container.mux(sound.encode())
-    refused(path, "no video stream")
-
-
-def test_cover_art_is_no_video(tmp_path):
-    path = tmp_path / "a.mp4"
-    with av.open(str(path), "w") as container:
-        sound, cover = container.add_stream("aac", rate=8000), container.add_stream("png", rate=1)
-        cover.width, cover.height, cover.pix_fmt = WIDTH, HEIGHT, "rgb24"
-        cover.disposition = av.stream.Disposition.attached_pic
-        container.mux(cover.encode(av.VideoFrame.from_ndarray(picture(1), format="rgb24")))
-        silence = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        silence.sample_rate = 8000
-        container.mux(sound.encode(silence))
-        container.mux(sound.encode())
-    with av.open(str(path)) as container:
-        assert len(container.streams.video) == 1
-    refused(path, "no video stream")
-
-
-@pytest.mark.parametrize(("suffix", "reason"), [("mp4", "has no frames"), ("mkv", "cannot be opened")])
-def test_no_frames(tmp_path, suffix, reason):
-    path = tmp_path / f"a.{suffix}"
-    # In fragments, since MP4 has no track for a stream without frames otherwise.
-    muxer = {"movflags": "frag_keyframe+empty_moov"} if suffix == "mp4" else {}
-    with av.open(str(path), "w", options=muxer) as container:
-        stream = container.add_stream("mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        container.start_encoding()
-    refused(path, reason)
-
-
-@pytest.mark.parametrize("part", [0.05, 0.3, 0.7, 0.95])
-@pytest.mark.parametrize("layout", ["index last", "index first", "fragments"])
-def test_cut_mp4(tmp_path, part, layout):
-    flags = {"index last": "", "index first": "faststart", "fragments": "frag_keyframe+empty_moov"}[layout]
-    path = write(tmp_path / "a.mp4", 200, muxer={"movflags": flags} if flags else None)
-    assert numbers(sample_frames(path, 3).frames) == even(200, 3)
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    refused(path, "cut short|cannot be opened|no video|no frames")
-
-
-@pytest.mark.parametrize("part", [0.1, 0.3, 0.7])
-@pytest.mark.parametrize("suffix", ["mkv", "avi"])
-def test_cut_elsewhere(tmp_path, part, suffix):
-    path = write(tmp_path / f"a.{suffix}", 200, "mpeg4")
-    assert numbers(sample_frames(path, 3).frames) == even(200, 3)
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
-    refused(path, "cut short|cannot be opened")
-
-
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
-def test_damaged_pictures(tmp_path, suffix):
-    path = write(tmp_path / f"a.{suffix}", 100, b_frames=0)
-    with av.open(str(path)) as container:
-        packets = [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
-    data = bytearray(path.read_bytes())
-    for pos, size in packets[40:60]:
-        data[pos + 8 : pos + size] = b"\xff" * (size - 8)
-    path.write_bytes(data)
-    refused(path, "cannot be decoded", 100)
-
-
-def test_unknown_codec(tmp_path):
-    path = write(tmp_path / "a.mp4", 10)
-    path.write_bytes(path.read_bytes().replace(b"avc1", b"zzz1").replace(b"mp4v", b"zzz1").replace(b"avcC", b"zzzC"))
-    refused(path, "cannot be")
-
-
-def test_frame_size_that_changes(tmp_path):
-    parts = []
-    for width in (WIDTH, 2 * WIDTH):
-        path = tmp_path / f"{width}.ts"
-        with av.open(str(path), "w") as container:
-            stream = container.add_stream("mpeg2video", rate=10)
-            stream.width, stream.height, stream.pix_fmt = width, HEIGHT, "yuv420p"
-            for number in range(10):
-                frame = av.VideoFrame.from_ndarray(np.full((HEIGHT, width, 3), 9 * number, np.uint8), format="rgb24")
-                frame.pts, frame.time_base = number + 10 * len(parts), Fraction(1, 10)
-                container.mux(stream.encode(frame))
-            container.mux(stream.encode())
-        parts.append(path.read_bytes())
-    (tmp_path / "both.ts").write_bytes(b"".join(parts))
-    refused(tmp_path / "both.ts", "frame size changes")
-
-
-@pytest.mark.parametrize("count", [0, -3])
-def test_count_out_of_range(tmp_path, count):
-    with pytest.raises(ValueError, match=f"count is {count}, it must be 1 or more") as caught:
-        sample_frames(tmp_path / "any.mp4", count)
-    assert not isinstance(caught.value, VideoError)
-
-
-def test_silent_and_closes_the_file(tmp_path, capfd):
-    path = write(tmp_path / "a.mp4", 100)
-    cut = tmp_path / "cut.mp4"
-    cut.write_bytes(path.read_bytes()[:500])
-    capfd.readouterr()
-    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
-    for _ in range(3):
-        sample_frames(path, 5)
-        refused(cut, "cannot be")
-    if before is not None:
-        assert len(os.listdir("/proc/self/fd")) == before
-    assert capfd.readouterr() == ("", "")

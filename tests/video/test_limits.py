@@ -1,0 +1,103 @@
+"""What a file may cost: each limit stops it, and memory does not grow with the stored size."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from numbered_video import av, even, numbers, write
+
+from adatp.video import Limits, VideoError, sample_frames
+
+
+def still(path, width, height, total=8):
+    """Black frames, of any size: a small file."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        black = av.VideoFrame.from_ndarray(np.zeros((height, width, 3), np.uint8), format="rgb24")
+        for number in range(total):
+            black.pts = number
+            container.mux(stream.encode(black))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({"pixels": 3071}, r"has frames of 64 x 48 pixels, more than the limit of 3,071 \(pixels\)"),
+        ({"duration": 2.9}, r"lasts 3 seconds, more than the limit of 2.9 \(duration\)"),
+        ({"packets": 29}, r"has 30 packets or more, more than the limit of 29 \(packets\)"),
+        ({"seconds": 1e-9}, r"takes too many seconds, more than the limit of 1e-09 \(seconds\)"),
+    ],
+)
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])
+def test_each_limit(tmp_path, limits, message, suffix):
+    path = write(tmp_path / f"a.{suffix}", 30, "mpeg4")
+    with pytest.raises(VideoError, match=message):
+        sample_frames(path, 4, limits=Limits(**limits))
+    just = {"pixels": 3072, "duration": 3.1, "packets": 31, "seconds": 60}
+    assert numbers(sample_frames(path, 4, limits=Limits(**{key: just[key] for key in limits})).frames) == even(30, 4)
+
+
+def test_too_many_pixels_are_not_decoded(tmp_path, monkeypatch):
+    path = still(tmp_path / "a.mp4", 1024, 512)
+    assert sample_frames(path, limits=Limits(pixels=1024 * 512)).total == 8
+    monkeypatch.setattr(av.Packet, "decode", lambda self: pytest.fail("a frame was decoded"), raising=False)
+    with pytest.raises(VideoError, match="has frames of 1024 x 512 pixels, more than the limit of 524,287"):
+        sample_frames(path, limits=Limits(pixels=1024 * 512 - 1))
+
+
+@pytest.mark.parametrize("pixels", [3000, 100_000, 300_000])
+def test_far_too_many_pixels(tmp_path, pixels):
+    """FFmpeg itself stops, and may then give no size."""
+    path = still(tmp_path / "a.mp4", 1024, 512)
+    with pytest.raises(VideoError, match=f"more than the limit of {pixels:,}"):
+        sample_frames(path, limits=Limits(pixels=pixels))
+
+
+def test_a_declared_size_cannot_lie(tmp_path):
+    """A container may declare a small size and its stream bring large frames."""
+    path = still(tmp_path / "a.mp4", 1024, 512)
+    data = path.read_bytes()
+    at = data.index(b"mp4v", data.index(b"stsd")) + 28
+    path.write_bytes(data[:at] + b"\0\x40\0\x40" + data[at + 4 :])
+    with pytest.raises(VideoError, match="more than the limit of 4,096"):
+        sample_frames(path, limits=Limits(pixels=64 * 64))
+
+
+def test_the_clock_also_runs_within_ffmpeg(tmp_path, monkeypatch):
+    """A reading that never ends is ended, even if FFmpeg does not come back between packets."""
+    path = write(tmp_path / "a.ts", 200)
+    clock = iter(range(1000))
+    monkeypatch.setattr("adatp.video.source.monotonic", lambda: float(next(clock)))
+    with pytest.raises(VideoError, match="too many seconds"):
+        sample_frames(path, limits=Limits(seconds=2))
+    assert next(clock) < 10
+
+
+@pytest.mark.parametrize("name", ["pixels", "duration", "packets", "seconds"])
+@pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), "8", None, True])
+def test_bad_limits(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value!r}, it must be a number above 0"):
+        Limits(**{name: value})
+
+
+def test_limits_are_limits(tmp_path):
+    with pytest.raises(ValueError, match="limits is 8, it must be an adatp.video.Limits"):
+        sample_frames(tmp_path / "any.mp4", limits=8)
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (3840, 2160)])
+def test_memory_is_of_the_frames_that_are_returned(tmp_path, size):
+    """NumPy's arrays, as Python counts them: the frames, and one picture beside them."""
+    path = still(tmp_path / "a.mp4", *size, total=40)
+    sample_frames(path, 2)  # imports
+    tracemalloc.start()
+    try:
+        clip = sample_frames(path, 32)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert clip.frames.shape == (32, 384, 683, 3)
+    assert peak < 1.2 * clip.frames.nbytes
