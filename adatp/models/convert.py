@@ -25,8 +25,8 @@ from transformers import (
 
 from adatp.errors import InputError
 from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
-from adatp.models.processor import VideoProcessor
 from adatp.models.siglip import NAME, VISION
+from adatp.models.video_processor import VideoProcessor
 
 Pool = Literal["average", "bilinear"]
 

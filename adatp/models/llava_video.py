@@ -8,7 +8,6 @@ tokens are prunable.
 import functools
 import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,8 +38,9 @@ TIME_INSTRUCTION = (
 )
 _TIME_INSTRUCTION = re.compile(".+?".join(re.escape(part) for part in re.split(r"\{\w+\}", TIME_INSTRUCTION)))
 _HINT = (
-    "the prompt of this model contains the times of its frames: pass video_metadata=[{'fps': ..., 'frames_indices': "
-    "[...], 'total_num_frames': ...}, ...], one entry per video, or set processor.add_time_instruction = False"
+    "the prompt of this model contains the times of its frames: pass a file, from which they are read, or "
+    "video_metadata=[{'fps': ..., 'frames_indices': [...], 'total_num_frames': ...}, ...], one entry per video, or set "
+    "processor.add_time_instruction = False"
 )
 
 
@@ -127,13 +127,13 @@ class LlavaVideoForConditionalGeneration(LlavaOnevisionForConditionalGeneration)
 class LlavaVideoProcessor(TorchOnlyProcessor):
     """LLaVA-OneVision's processor with this model's placeholders and its time instruction.
 
-    All given frames are used, none is dropped or repeated. The published models were trained with up to 64 uniformly
-    sampled frames; other numbers work too.
+    All frames of a decoded video are used, unless `do_sample_frames` is set. The published models were trained with up
+    to 64 uniformly sampled frames; other numbers work too.
 
     Args:
         spatial_pool_mode: as in the model's configuration.
         add_time_instruction: whether to write the length of a video and the times of its frames right after the video,
-            as the published models were trained. `video_metadata` must then be given with the videos.
+            as the published models were trained. `video_metadata` must then be given with decoded videos.
 
     The other arguments are those of `LlavaOnevisionProcessor`.
 
@@ -188,7 +188,7 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
         Args:
             images: as in `LlavaOnevisionProcessor`.
             text: prompts, with one `<video>` for every video.
-            videos: arrays `[n, H, W, 3]` uint8, all with the same n.
+            videos: as in `LlavaOnevisionProcessor`: paths, arrays, lists of frames; all with the same number of frames.
             **kwargs: as in `LlavaOnevisionProcessor`. `video_metadata` has, for every video, a `VideoMetadata` or a
                 dict of its fields. It gives the time of each frame, `frames_indices[i] / fps` seconds, and the video's
                 `duration` (by default `total_num_frames / fps`). The indices need not be integers.
@@ -218,14 +218,10 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
         return str(self.video_token) * (frames * side * (side + 1))
 
     def _process_videos(self, videos: Any, **kwargs: Any) -> tuple[Any, list[str]]:
-        # Hugging Face's video processor returns metadata of the frames that it sampled; ours uses all given frames
         processed, replacements = super()._process_videos(videos, **{**kwargs, "return_metadata": True})
         if not self.add_time_instruction:
             return processed, replacements
-        metadata = processed.get("video_metadata", kwargs.get("video_metadata")) or []
-        metadata = [metadata] if isinstance(metadata, Mapping) else metadata
-        if len(metadata) != len(replacements):
-            raise InputError(f"got {len(replacements)} videos and the video_metadata of {len(metadata)}; {_HINT}")
+        metadata = processed["video_metadata"]
         frames = [len(video) for video in processed["pixel_values_videos"]]
         told = zip(replacements, frames, metadata, strict=True)
         return processed, [text + _time_instruction(n, VideoMetadata(**entry)) for text, n, entry in told]

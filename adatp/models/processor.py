@@ -1,77 +1,37 @@
-"""Processors for machines without torchvision, which Hugging Face's video processors need."""
+"""LLaVA-OneVision's processor for machines without torchvision, which Hugging Face's video processor needs."""
 
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-from torch.nn.functional import interpolate
-from transformers import (
-    AutoProcessor,
-    AutoTokenizer,
-    BatchFeature,
-    LlavaOnevisionImageProcessorPil,
-    LlavaOnevisionProcessor,
-)
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers import AutoProcessor, AutoTokenizer, LlavaOnevisionImageProcessorPil, LlavaOnevisionProcessor
 from transformers.utils import is_torchvision_available
 from transformers.video_processing_utils import BaseVideoProcessor
 
 from adatp.errors import InputError
-
-
-class VideoProcessor(BaseVideoProcessor):
-    """LLaVA-OneVision's video processor in torch: resize (bicubic, antialiased), rescale, normalise.
-
-    Args:
-        size: `{"height": H, "width": W}` of a frame, in pixels.
-        image_mean, image_std: mean and standard deviation per channel, for values in [0, 1].
-    """
-
-    size: dict[str, int] = {"height": 384, "width": 384}  # noqa: RUF012  as in Hugging Face's classes
-    image_mean = OPENAI_CLIP_MEAN
-    image_std = OPENAI_CLIP_STD
-
-    def preprocess(self, videos: Any, **_: Any) -> BatchFeature:
-        """Convert videos to `pixel_values_videos`, `[V, n, 3, H, W]` float32.
-
-        Args:
-            videos: one video or a list of videos, each `[n, H, W, 3]` uint8 (array or tensor), all with the same n.
-
-        Raises:
-            InputError: a video has another shape or dtype, or the videos have different lengths.
-        """
-        videos = list(videos) if isinstance(videos, list | tuple) or getattr(videos, "ndim", 0) == 5 else [videos]
-        pixels = [self._one(torch.as_tensor(np.asarray(video))) for video in videos]
-        if len({len(p) for p in pixels}) > 1:
-            raise InputError(f"all videos of a batch must have the same length, got {[len(p) for p in pixels]} frames")
-        return BatchFeature({"pixel_values_videos": torch.stack(pixels)})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the settings in a form that Hugging Face's own video processor of this model can read."""
-        return {**super().to_dict(), "video_processor_type": "LlavaOnevisionVideoProcessor"}
-
-    def _one(self, video: Tensor) -> Tensor:
-        if video.ndim != 4 or video.shape[-1] != 3 or video.dtype != torch.uint8:
-            raise InputError(f"a video must be [n, H, W, 3] uint8, got {tuple(video.shape)} {video.dtype}")
-        size = (self.size["height"], self.size["width"])
-        mean, std = (torch.tensor(values)[:, None, None] for values in (self.image_mean, self.image_std))
-        frames = []
-        for frame in video:  # one by one: full-size frames in fp32 are large
-            pixels = frame.permute(2, 0, 1)[None].float()
-            resized = interpolate(pixels, size=size, mode="bicubic", antialias=True)[0]
-            frames.append((resized.round().clamp(0, 255) / 255 - mean) / std)
-        return torch.stack(frames)
+from adatp.models.video_input import check_videos
+from adatp.models.video_processor import VideoProcessor
 
 
 class TorchOnlyProcessor(LlavaOnevisionProcessor):
-    """LLaVA-OneVision's processor with the `VideoProcessor` of this module."""
+    """LLaVA-OneVision's processor with this package's `VideoProcessor`."""
 
     def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> Any:
-        """Accept the `VideoProcessor` of this module; check other arguments as Hugging Face does."""
-        if argument_name == "video_processor":
-            return VideoProcessor
-        return super().check_argument_for_proper_class(argument_name, argument)
+        """Accept any of Hugging Face's video processors and this package's; check other arguments as Hugging Face does.
+
+        Raises:
+            InputError: the video processor is of another class.
+        """
+        if argument_name != "video_processor":
+            return super().check_argument_for_proper_class(argument_name, argument)
+        if argument is not None and not isinstance(argument, BaseVideoProcessor):
+            raise InputError(f"video_processor must be a VideoProcessor, got a {type(argument).__name__}")
+        return VideoProcessor
+
+    def prepare_inputs_layout(
+        self, images: Any = None, text: Any = None, videos: Any = None, audio: Any = None, **kwargs: Any
+    ) -> Any:
+        """Check the videos, then do what Hugging Face's processor does before it counts them."""
+        videos = videos if videos is None else check_videos(videos)
+        return super().prepare_inputs_layout(images=images, text=text, videos=videos, audio=audio, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings in a form that Hugging Face's own processor can read."""
@@ -96,9 +56,8 @@ def load_processor(checkpoint: str) -> Any:
 
 def load_parts(checkpoint: Any, **kwargs: Any) -> tuple[Any, Any, VideoProcessor]:
     """Load image processor, tokenizer and video processor of a checkpoint without torchvision; each gets `kwargs`."""
-    video, _ = VideoProcessor.get_video_processor_dict(checkpoint, **kwargs)
     return (
         LlavaOnevisionImageProcessorPil.from_pretrained(checkpoint, **kwargs),
         AutoTokenizer.from_pretrained(checkpoint, **kwargs),
-        VideoProcessor(**{name: video[name] for name in ("size", "image_mean", "image_std")}),
+        VideoProcessor.from_pretrained(checkpoint, **kwargs),
     )

@@ -10,7 +10,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
-from adatp.models.processor import TorchOnlyProcessor, VideoProcessor
+from adatp.models.processor import TorchOnlyProcessor
+from adatp.models.video_processor import VideoProcessor
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }} "

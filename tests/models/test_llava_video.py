@@ -28,6 +28,7 @@ from adatp.models.llava_video import (
     LlavaVideoModel,
     LlavaVideoProcessor,
 )
+from adatp.world.files import write_mp4
 
 TIMES = {"fps": 2.0, "frames_indices": [0, 5, 9], "total_num_frames": 21}
 TOLD = (
@@ -234,7 +235,7 @@ def test_every_video_has_its_own_times(processor):
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        (None, r"got 1 videos and the video_metadata of 0.*set processor.add_time_instruction = False"),
+        (None, r"got fps None and 3 frames_indices; .*set processor.add_time_instruction = False"),
         ([TIMES, TIMES], "video_metadata"),
         ([{**TIMES, "frames_indices": [0, 1]}], "as there are frames, 3; got fps 2.0 and 2 frames_indices"),
         ([{**TIMES, "fps": None}], "got fps None.*set processor.add_time_instruction = False"),
@@ -244,6 +245,18 @@ def test_every_video_has_its_own_times(processor):
 def test_times_that_do_not_fit_are_refused(processor, metadata, message):
     with pytest.raises(ValueError, match=message):
         processor(text="<video>\nWhat?", videos=[make_clip(3)], video_metadata=metadata)
+
+
+def test_the_times_of_a_file_are_read_from_it(processor, pyav, tmp_path):
+    write_mp4(tmp_path / "clip.mp4", make_clip(8, size=24))  # 4 a second
+    sampled = {"do_sample_frames": True, "num_frames": 3}
+    inputs = processor(text="<video>\nWhat?", videos=[tmp_path / "clip.mp4"], **sampled)
+    told = TOLD.replace("10.50", "2.00").replace("0.00s,2.50s,4.50s", "0.00s,0.75s,1.75s")
+    assert processor.tokenizer.decode(inputs["input_ids"][0]) == "<video>" * 36 + told + "\nWhat?"
+    whole = {"fps": 4.0, "total_num_frames": 8}
+    inputs = processor(text="<video>\nWhat?", videos=[make_clip(8)], video_metadata=[whole], **sampled)
+    told = told.replace("0.75s,1.75s", "0.50s,1.25s")  # frames 0, 2 and 5, as Hugging Face's class chooses
+    assert processor.tokenizer.decode(inputs["input_ids"][0]) == "<video>" * 36 + told + "\nWhat?"
 
 
 def test_no_times_are_told_if_none_are_wanted(processor):
@@ -261,7 +274,7 @@ def test_no_times_are_told_if_none_are_wanted(processor):
         (["<video>", "<video><video>"], [make_clip(2)] * 2, "hold 3 <video> for 2 videos"),
         ("<video>", [make_clip(2), make_clip(3)], "hold 1 <video> for 2 videos"),
         (["<video>", "<video>"], [make_clip(2), make_clip(3)], r"same length, got \[2, 3\]"),
-        ("<video>", [make_clip(2).astype(np.float32)], "float32"),
+        ("<video>", [make_clip(2) > 9], "dtype bool"),
     ],
 )
 def test_bad_prompts_and_videos(small, text, videos, message):
