@@ -131,7 +131,7 @@ def test_without_a_filter_frames_are_resized_bilinearly():
 
 
 def test_what_rounding_once_or_twice_changes(bikes):
-    """14 % of the values, by one level of 255; a few in a million by up to four."""
+    """As docs/processors.md says: 14 % of the values, by one level of 255; a few in a million by up to four."""
     frames = first(sample_frames(bikes, 8).frames)
     ours = pixels(frames, size={"height": 384, "width": 384}, do_rescale=False, do_normalize=False)[0]
     steps = (ours.int() - ON_CPU(frames, size=(384, 384)).int()).abs()
