@@ -25,7 +25,7 @@ from transformers.video_utils import VideoMetadata, make_batched_videos
 
 from adatp.errors import InputError
 from adatp.models.video_input import as_array, check_metadata, check_videos, layout_of
-from adatp.video import Clip, sample_frames
+from adatp.video import SHORTEST_EDGE, sample_frames
 
 FRAMES = 32  # of a file, unless `do_sample_frames` asks for others
 
@@ -215,14 +215,15 @@ class VideoProcessor(LlavaOnevisionVideoProcessor):
         for name in ("video_metadata", "input_data_format"):
             if kwargs.get(name) is not None:
                 raise InputError(f"{name} is for decoded videos: of files it is read from the file, leave it out")
+        edge = _edge(self._setting("size", kwargs)) if self._setting("do_resize", kwargs) else None
         clips = []
         for path in paths:
             count = FRAMES
             if self._setting("do_sample_frames", kwargs):
-                whole = VideoMetadata(**_decode_file(path, 1).metadata)
+                whole = VideoMetadata(**sample_frames(path, 1, shortest_edge=edge).metadata)
                 rates = {name: self._setting(name, kwargs) for name in ("num_frames", "fps")}
                 count = len(self.sample_frames(whole, **rates))
-            clip = _decode_file(path, count)
+            clip = sample_frames(path, count, shortest_edge=edge)
             if clip.note:
                 warnings.warn(f"{path}: {clip.note}", stacklevel=2)
             clips.append(clip)
@@ -235,11 +236,10 @@ class VideoProcessor(LlavaOnevisionVideoProcessor):
         }
 
 
-def _decode_file(path: str, count: int) -> Clip:
-    """Decode `count` frames of a local file, uniform in time."""
-    if "://" in path:
-        raise InputError(f"{path}: is an address, and nothing is fetched here: download the file and give its path")
-    return sample_frames(path, count)
+def _edge(size: Any) -> int:
+    """Return the pixels a side to decode, at least, for a size in any of Hugging Face's forms."""
+    edges = vars(size) if isinstance(size, SizeDict) else size if isinstance(size, Mapping) else {"side": size}
+    return max(SHORTEST_EDGE, *(int(edge) for edge in edges.values() if edge))
 
 
 def _target(image: Tensor, size: SizeDict) -> tuple[int, int]:

@@ -24,6 +24,7 @@ from adatp.video.picture import View
 from adatp.video.source import Path, Source, VideoError
 
 DEFAULT_LIMITS = Limits()
+SHORTEST_EDGE = 384  # pixels; what the towers of LLaVA-OneVision and LLaVA-Video look at
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class Clip:
 
 
 def sample_frames(
-    path: Path, count: int = 32, *, shortest_edge: int | None = 384, limits: Limits = DEFAULT_LIMITS
+    path: Path, count: int = 32, *, shortest_edge: int | None = SHORTEST_EDGE, limits: Limits = DEFAULT_LIMITS
 ) -> Clip:
     """Decode `count` frames of a video, uniform in time, including the first and the last frame.
 

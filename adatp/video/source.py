@@ -177,7 +177,7 @@ def _kind(mode: int) -> str:
 def _unopened(path: str, error: OSError | ValueError) -> str:
     """Return why a path cannot be opened."""
     if ADDRESS.match(path):
-        return "is an address or names a protocol; only files are read, so download it first"
+        return "is an address or names a protocol, and only files are read: download the file and give its path"
     if PATTERN.search(os.path.basename(path)):
         return "is a pattern for a sequence of images; only single files are read, so make a video of them first"
     return f"cannot be opened: {getattr(error, 'strerror', None) or error}"

@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def turned_by_ffmpeg(picture, a, b, c, d):
     nodes = [graph.add_buffer(width=frame.width, height=frame.height, format=frame.format, time_base=Fraction(1, 25))]
     nodes += [graph.add(name, argument) for name, argument in filters]
     nodes.append(graph.add("buffersink"))
-    for before, after in zip(nodes[:-1], nodes[1:], strict=True):
+    for before, after in pairwise(nodes):
         before.link_to(after)
     graph.configure()
     graph.push(frame)

@@ -17,7 +17,7 @@ PLAYLISTS = {
     "play.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{target}\n#EXT-X-ENDLIST\n",
     "play.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{target}\n#EXT-X-ENDLIST\n",
     "live.m3u8": "#EXTM3U\n#EXT-X-TARGETDURATION:10\n#EXTINF:10,\n{target}\n",
-    "a.mpd": '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static"><BaseURL>{target}</BaseURL>',
+    "a.mpd": '<?xml version="1.0"?>\n<MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><BaseURL>{target}</BaseURL></MPD>',
     "a.sdp": "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\nc=IN IP4 127.0.0.1\r\nm=video 5000 RTP/AVP 96\r\n",
     "a.pls": "[playlist]\nFile1={target}\n",
     "a.asx": "<asx version='3.0'><entry><ref href='{target}'/></entry></asx>",
@@ -127,7 +127,7 @@ def test_impossible_names(path):
 
 @pytest.mark.parametrize("path", [None, 5, 3.5, ["a.mp4"], b"a.mp4"])
 def test_a_path_is_a_path(path):
-    with pytest.raises(ValueError, match="path is .*, it must be a path") as caught:
+    with pytest.raises(ValueError, match=r"path is .*, it must be a path") as caught:
         sample_frames(path)
     assert repr(path) in str(caught.value)
 
