@@ -34,10 +34,11 @@ from adatp.hf.support import (
     is_continued,
     prepare,
     refuse_continuous_batching,
+    refuse_copying,
 )
 from adatp.hf.tracing import in_prefill, is_decoding
 from adatp.hf.turns import Turns
-from adatp.methods.method import BeforeDecoder, BetweenLayers
+from adatp.methods.method import BeforeDecoder
 from adatp.report import PruningReport, passed_through
 from adatp.tensors.blocks import in_blocks
 
@@ -111,7 +112,7 @@ class Hooks:
         return self._model.__dict__.get(MARK) is self
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        raise TypeError("a model cannot be copied or pickled while it is pruned; call remove() first")
+        return refuse_copying()
 
     def _install(self) -> None:
         model, family, method, changes = self._model, self._setup.family, self._setup.method, self._changes
@@ -121,12 +122,14 @@ class Hooks:
             family.body.register_forward_pre_hook(self._on_prompt, with_kwargs=True),
             family.body.register_forward_hook(self._on_end, with_kwargs=True, always_call=True),
         ]
-        asked = self._asked()
+        asked = self._setup.asked
         for index, layer in enumerate(family.decoder.layers):
             if index >= min([method.first_pruned(self._setup.layers), *asked]):
                 hook = functools.partial(self._on_layer, index)
                 changes.handles.append(layer.register_forward_pre_hook(hook, with_kwargs=True))
             changes.replace(family.mlp(layer), "forward", self._run_mlp)
+            changes.replace(family.mlp(layer), "__reduce_ex__", refuse_copying)
+            changes.replace(layer, "__reduce_ex__", refuse_copying)
             if self._compiled is not None:
                 changes.replace(layer, "forward", functools.partial(self._run_layer, index))
             if index in asked and (self._compiled is None or method.decoding is not None):
@@ -137,19 +140,13 @@ class Hooks:
         changes.replace(family.body, "get_video_features", self._encode)
         changes.replace(family.decoder, "forward", self._run_decoder)
         changes.replace(model, "generate", self._generate)
+        for module in (model, family.body, family.decoder):
+            changes.replace(module, "__reduce_ex__", refuse_copying)
+        changes.replace(model, "_replicate_for_data_parallel", refuse_copying)
         for name in CONTINUOUS_BATCHING:
             if hasattr(model, name):
                 changes.replace(model, name, refuse_continuous_batching)
         model.__dict__[MARK] = self
-
-    def _asked(self) -> set[int]:
-        """Return the layers whose queries are needed, in the prefill or in decoding."""
-        method = self._setup.method
-        if method.decoding is not None:
-            return {method.decoding.layer - 1}
-        if isinstance(method, BetweenLayers) and not method.scores_itself:
-            return {cut - 1 for cut in method.cuts(self._setup.layers)}
-        return set()
 
     # The hooks follow in the order in which they run in a call.
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adatp.engine.scoring import Scoring
-from adatp.methods.method import Method
+from adatp.methods.method import BetweenLayers, Method
 from adatp.models.family import Family
 from adatp.relevance import Questions, Relevance
 
@@ -41,3 +41,13 @@ class Setup:
         """Name of the attention implementation."""
         name: str = self.family.decoder.config._attn_implementation
         return name
+
+    @property
+    def asked(self) -> set[int]:
+        """Indices of the layers whose queries are needed, in the prefill or in decoding."""
+        method = self.method
+        if method.decoding is not None:
+            return {method.decoding.layer - 1}
+        if isinstance(method, BetweenLayers) and not method.scores_itself:
+            return {cut - 1 for cut in method.cuts(self.layers)}
+        return set()

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from adatp.errors import Unsupported
+from adatp.errors import Unsupported, UnsupportedType
 from adatp.hf.batch import Batch
 from adatp.hf.cache import check_cache
 from adatp.hf.setup import Setup
@@ -111,6 +111,11 @@ def check_gradients(family: Family) -> None:
             "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
             "torch.no_grad() or torch.inference_mode(), as generate() does, or train without pruning"
         )
+
+
+def refuse_copying(*_: Any) -> Any:
+    """Refuse to copy or pickle a part of a pruned model: its hooks belong to the original."""
+    raise UnsupportedType("a model cannot be copied or pickled while it is pruned; call remove() first")
 
 
 def refuse_continuous_batching(method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
