@@ -66,6 +66,8 @@ class Pruned:
     def report(self) -> PruningReport:
         """The report of the last prefill of any thread.
 
+        `generate` may run several prefills, for example for classifier-free guidance. The report is of its own prompts.
+
         Raises:
             RuntimeError: the model has not run since `apply`, or its last prefill failed.
         """

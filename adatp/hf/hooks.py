@@ -154,17 +154,15 @@ class Hooks:
         call = self.call
         if self._turns is not None:
             self._turns.take()  # from transformers 5.18 on the vision tower runs before the model's forward
-        outer = call.prompt_length
         try:
             given = self._generate_signature.bind_partial(*args, **kwargs).arguments
             prepared = prepare(self._model, self._setup, {**given, **kwargs})
-            if prepared.batch is not None:
-                readable = given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None
-                call.unasked = questions_of(self._setup, prepared.batch, self.question, readable=readable)
-            call.prompt_length = prepared.length
-            return generate(*args, **{**kwargs, **prepared.changed})
+            with call.generating(prepared.ids, continued=prepared.continued):
+                if prepared.batch is not None:
+                    readable = given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None
+                    call.unasked = questions_of(self._setup, prepared.batch, self.question, readable=readable)
+                return generate(*args, **{**kwargs, **prepared.changed})
         finally:
-            call.prompt_length, call.unasked = outer, None
             if self._turns is not None:
                 self._turns.give_back()
 
@@ -197,18 +195,19 @@ class Hooks:
         arrives = encoded is not None or given.get("pixel_values_videos") is not None
         if is_continued(cache, arrives=arrives):
             # the prompt was pruned before, the new tokens are not; in decoding nothing is read from the device
-            if input_ids is not None and input_ids.shape[1] > 1 and call.prompt_length is None:
+            if input_ids is not None and input_ids.shape[1] > 1 and call.prompts is None:
                 is_continued(cache, arrives=family.has_video(input_ids))
             return
-        self.report = call.report = None
         ids: Tensor = family.ids_of(given["inputs_embeds"]) if input_ids is None else input_ids.cpu()
+        length = call.prompt_length(ids)
+        call.is_own = length is not None
+        self._show(None)
         if not family.has_video(ids):
             unseen = " (in inputs_embeds a video is found by its placeholders' embeddings)" if input_ids is None else ""
-            self.report = call.report = passed_through(f"no video in the prompt{unseen}")
+            self._show(passed_through(f"no video in the prompt{unseen}"))
             return
         check_support(self._setup, cache)
         check_gradients(family)
-        length = call.prompt_length
         # read again even after `prepare`: `generate` may have added a mask, copies of the prompts, or a draft
         mask = given.get("attention_mask")
         batch = Batch.read(family, ids, mask, prompt_length=length, prepared=length is not None)
@@ -336,6 +335,13 @@ class Hooks:
         with self._lock:
             self._running -= 1
         if succeeded:
-            self.report = call.report = prefill.report()
+            self._show(prefill.report())
             if self._compiled is not None:
                 self._compiled.warmed()
+
+    def _show(self, report: PruningReport | None) -> None:
+        """Show the report to the user, unless `generate` has made that of its own prompts already."""
+        call = self.call
+        if not call.reported:
+            self.report = call.report = report
+            call.reported = call.is_own and report is not None

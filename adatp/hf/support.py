@@ -2,11 +2,12 @@
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from adatp.errors import Unsupported, UnsupportedType
 from adatp.hf.batch import Batch
@@ -31,14 +32,16 @@ class Prepared(NamedTuple):
     """The result of reading the arguments of `generate`.
 
     Attributes:
-        length: length of the prompts; None if there are none.
+        ids: `[B, L]` ids of the prompts, on the host; None if there are none.
         changed: arguments to replace.
         batch: the prompts, if they will be pruned; else None.
+        continued: whether the prompts continue a cache.
     """
 
-    length: int | None
-    changed: dict[str, Any]
+    ids: Tensor | None = None
+    changed: Mapping[str, Any] = MappingProxyType({})
     batch: Batch | None = None
+    continued: bool = False
 
 
 def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
@@ -56,21 +59,23 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
         Unsupported: a prompt with a video cannot be pruned, or cannot be pruned with the settings of `generate`.
         TypeError: the cache cannot hold a pruned prompt.
     """
-    family, method = setup.family, setup.method
+    family = setup.family
+    _check_negative_prompt(family, given)
     ids, embeds, cache = given.get("input_ids"), given.get("inputs_embeds"), given.get("past_key_values")
     ids = given.get("inputs") if ids is None else ids
     if embeds is not None:
-        length, ids = embeds.shape[1], family.ids_of(embeds)
+        ids = family.ids_of(embeds)
     elif ids is not None:
-        length, ids = ids.shape[1], ids.cpu()
+        ids = ids.cpu()
     else:
-        return Prepared(None, {})
-    if not family.has_video(ids):
-        return Prepared(length, {})
-    _check_settings(model, method, given)
-    encoded = given.get("mm_encoder_outputs") or {}
-    if is_continued(cache, arrives=given.get("pixel_values_videos") is not None or "video" in encoded):
-        return Prepared(length, {})
+        return Prepared()
+    encoded, pruned = given.get("mm_encoder_outputs") or {}, family.has_video(ids)
+    if pruned:
+        _check_settings(model, setup.method, given)
+    arrives = pruned and (given.get("pixel_values_videos") is not None or "video" in encoded)
+    continued = is_continued(cache, arrives=arrives)
+    if continued or not pruned:
+        return Prepared(ids, continued=continued)
     check_support(setup, cache)
     batch = Batch.read(family, ids, given.get("attention_mask"))
     copies = max(_setting(model, given, "num_beams") or 1, _setting(model, given, "num_return_sequences") or 1)
@@ -82,7 +87,7 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
         )
     # beam search repeats the features in place; a copy keeps those of the caller unchanged
     encoded = {name: copy.copy(value) for name, value in encoded.items()}
-    return Prepared(length, {"mm_encoder_outputs": encoded} if encoded else {}, batch)
+    return Prepared(ids, {"mm_encoder_outputs": encoded} if encoded else {}, batch)
 
 
 def is_continued(cache: Any, *, arrives: bool) -> bool:
@@ -131,6 +136,16 @@ def _setting(model: Any, given: dict[str, Any], name: str) -> Any:
     values = [given.get(name)]
     values += [getattr(config, name, None) for config in (given.get("generation_config"), model.generation_config)]
     return next((value for value in values if value is not None), None)
+
+
+def _check_negative_prompt(family: Family, given: dict[str, Any]) -> None:
+    """Refuse a negative prompt with a video, which transformers would run without the video's features."""
+    negative = given.get("negative_prompt_ids")
+    if negative is not None and family.has_video(negative):
+        raise Unsupported(
+            "negative_prompt_ids hold placeholders of a video, but transformers gives a negative prompt no video: "
+            "leave the placeholders out of it"
+        )
 
 
 def _check_settings(model: Any, method: Method, given: dict[str, Any]) -> None:
