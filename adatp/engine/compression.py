@@ -19,7 +19,7 @@ class Compression:
 
     Attributes:
         kept: number of visual tokens that are kept.
-        origin: `[W]` int64 index of each kept token in the whole prompt; a merged or pooled token has the index of the
+        left: `[W]` int64 index of each kept token in the whole prompt; a merged or pooled token has the index of the
             token that it stands for. None before `apply`.
 
     Raises:
@@ -31,7 +31,7 @@ class Compression:
     ) -> None:
         self.method = method
         self.layout = layout
-        self.origin: Tensor | None = None
+        self.left: Tensor | None = None
         self._saliency = saliency
         self._keys = keys
         self._begins: list[int] = []  # of every video
@@ -67,7 +67,7 @@ class Compression:
             origins += [index[end:begin], begin + chosen]
             parts += [hidden[0, end:begin], tokens]
             end, frame = stop, frame + frames
-        self.origin = torch.cat([*origins, index[end:]])
+        self.left = torch.cat([*origins, index[end:]])
         return torch.cat([*parts, hidden[0, end:]])[None]
 
     def slots(self) -> Tensor:

@@ -177,6 +177,11 @@ class Cuts:
         return self._similarity is not None
 
     @property
+    def left(self) -> Tensor | None:
+        """`[W]` int64 index in the whole prompt of each token after the last cut made; None before the first one."""
+        return self.origins[max(self.origins)][0] if self.origins else None
+
+    @property
     def awaited(self) -> list[Tensor]:
         """The tensors that only the first cut reads: no layer before it needs them."""
         return [part for part in (self._frames, self._similarity, *self._grouping) if part is not None]

@@ -69,7 +69,7 @@ def cut_sample(cuts: Cuts, length: int, question: str | None) -> Sample:
 def compressed_sample(compression: Compression, layers: int, length: int) -> Sample:
     """Describe a prompt of `length` tokens whose videos were pruned before the decoder with `layers` layers."""
     layout, kept = compression.layout, (compression.kept,) * layers
-    assert compression.origin is not None, "a finished prefill has been compressed"
+    assert compression.left is not None, "a finished prefill has been compressed"
     return Sample(
         videos=layout.videos,
         grid=layout.grid,
@@ -80,5 +80,5 @@ def compressed_sample(compression: Compression, layers: int, length: int) -> Sam
         segments=(Segment(0, layout.frames, None, False, kept),),
         method=compression.method,
         _visual=layout.visual,
-        _origins={0: compression.origin},
+        _origins={0: compression.left},
     )

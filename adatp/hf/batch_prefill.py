@@ -17,6 +17,7 @@ from adatp.engine.cuts import Cuts
 from adatp.engine.samples import compressed_sample, cut_sample, whole_sample
 from adatp.engine.sparse_decoding import SparseVisual
 from adatp.errors import Unsupported
+from adatp.hf.asked_logits import AskedLogits
 from adatp.hf.batch import Batch
 from adatp.hf.cache import Shift, fill_layer
 from adatp.hf.features import Features, Questions, comparable, read_features
@@ -39,6 +40,7 @@ class BatchPrefill:
         setup: the method on its model.
         batch: the prompts; a prompt without a video is not pruned.
         questions: question of each prompt, None if it has none; or None if frames are not compared with questions.
+        asked: the positions whose logits the caller asks for.
 
     Attributes:
         encoded: output of `get_video_features`; must be set before `run`.
@@ -48,12 +50,13 @@ class BatchPrefill:
         Unsupported: the method cannot reach `flops` on one of the prompts.
     """
 
-    def __init__(self, setup: Setup, batch: Batch, questions: Questions) -> None:
+    def __init__(self, setup: Setup, batch: Batch, questions: Questions, asked: AskedLogits) -> None:
         self.encoded: Any = None
         self.prompt: PromptPrefill | None = None
         self._setup = setup
         self._batch = batch
         self._questions = questions
+        self._asked = asked
         self._notes: list[str] = []
         self._samples: list[Sample] = []
         self._methods = [
@@ -87,7 +90,7 @@ class BatchPrefill:
         use_cache = kwargs.pop("use_cache", None)
         use_cache = cache is not None or (config.use_cache if use_cache is None else use_cache)
 
-        outputs, caches, slots = [], [], []
+        outputs, caches, slots, left = [], [], [], []
         side = SideStream(embeds.device)
         for b, pruning in enumerate(self._prunings(side)):
             begin = self._batch.padding[b]
@@ -109,14 +112,21 @@ class BatchPrefill:
             outputs.append(output)
             caches.append(own)
             slots.append(pruning.slots() if isinstance(pruning, Compression) else torch.zeros(0, dtype=torch.bool))
+            left.append(None if pruning is None else pruning.left)
             self._samples.append(self._sample(b, pruning, length - begin - self._batch.draft))
+        self._asked.check(left)
         if use_cache:
             cache = DynamicCache(config=config) if cache is None else cache
             self._fill(cache, caches, length)
             decoding = self._setup.method.decoding
             if decoding is not None:
                 self._make_sparse(cache.layers[decoding.layer - 1], decoding.keep, slots)
-        return _join(outputs, cache)
+        states = [output.last_hidden_state for output in outputs]
+        joined = _join(outputs, cache)
+        placed = self._asked.place(states, left)
+        if placed is not None:
+            joined.last_hidden_state = placed
+        return joined
 
     def note(self, text: str) -> None:
         """Add a note for the user to the report, if it is not there yet."""

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from adatp.errors import Unsupported
+from adatp.hf.asked_logits import AskedLogits
 from adatp.hf.batch import Batch
 from adatp.hf.batch_prefill import BatchPrefill
 from adatp.hf.call import Call, Question
@@ -212,8 +213,9 @@ class Hooks:
         mask = given.get("attention_mask")
         batch = Batch.read(family, ids, mask, prompt_length=length, prepared=length is not None)
         questions = questions_of(self._setup, batch, self.question, readable=input_ids is not None)
+        asked = AskedLogits(kwargs.get("logits_to_keep", 0), batch, ids.shape[1])
         call.unasked = questions
-        call.prefill = BatchPrefill(self._setup, batch, questions)
+        call.prefill = BatchPrefill(self._setup, batch, questions, asked)
         call.prefill.encoded = encoded
         with self._lock:
             self._running += 1
