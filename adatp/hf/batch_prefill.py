@@ -24,6 +24,7 @@ from adatp.hf.features import Features, Questions, comparable, read_features
 from adatp.hf.prompt_prefill import PromptPrefill
 from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
+from adatp.hf.support import check_gradients
 from adatp.layout import PromptLayout
 from adatp.methods.method import BeforeDecoder, BetweenLayers, Method
 from adatp.report import PruningReport, Sample
@@ -79,6 +80,7 @@ class BatchPrefill:
         """
         kwargs = dict(kwargs)
         embeds, cache = kwargs.pop("inputs_embeds"), kwargs.pop("past_key_values", None)
+        check_gradients([embeds])  # a hook may have made them need some
         positions = kwargs.pop("position_ids", None)
         kwargs.pop("attention_mask", None)
         length = embeds.shape[1]
@@ -88,7 +90,8 @@ class BatchPrefill:
             raise Unsupported(f"position_ids must be [B, L] or [1, L] to be pruned, got {tuple(positions.shape)}")
         config = self._setup.family.decoder.config
         use_cache = kwargs.pop("use_cache", None)
-        use_cache = cache is not None or (config.use_cache if use_cache is None else use_cache)
+        returns_cache = config.use_cache if use_cache is None else use_cache
+        use_cache = cache is not None or returns_cache
 
         outputs, caches, slots, left = [], [], [], []
         side = SideStream(embeds.device)
@@ -122,7 +125,7 @@ class BatchPrefill:
             if decoding is not None:
                 self._make_sparse(cache.layers[decoding.layer - 1], decoding.keep, slots)
         states = [output.last_hidden_state for output in outputs]
-        joined = _join(outputs, cache)
+        joined = _join(outputs, cache if returns_cache else None)
         placed = self._asked.place(states, left)
         if placed is not None:
             joined.last_hidden_state = placed

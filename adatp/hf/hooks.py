@@ -208,7 +208,7 @@ class Hooks:
             self._show(passed_through(f"no video in the prompt{unseen}"))
             return
         check_support(self._setup, cache)
-        check_gradients(family)
+        check_gradients(family.body.parameters())
         # read again even after `prepare`: `generate` may have added a mask, copies of the prompts, or a draft
         mask = given.get("attention_mask")
         batch = Batch.read(family, ids, mask, prompt_length=length, prepared=length is not None)

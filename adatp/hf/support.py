@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -102,16 +102,22 @@ def is_continued(cache: Any, *, arrives: bool) -> bool:
 
 
 def check_support(setup: Setup, cache: Any) -> None:
-    """Refuse an attention implementation or a cache that pruning does not support."""
+    """Refuse an attention implementation, a mode or a cache that pruning does not support."""
     attention = setup.attention
+    layers = setup.family.decoder.layers
+    if any(getattr(layer, "gradient_checkpointing", False) and layer.training for layer in layers):
+        raise Unsupported(
+            "gradient checkpointing in training mode takes the cache away from the decoder's layers, but a pruned "
+            "prefill needs the keys in it: call model.eval() first, or turn checkpointing off"
+        )
     if attention not in SUPPORTED_ATTENTION:
         raise Unsupported(f"attn_implementation must be one of {', '.join(SUPPORTED_ATTENTION)}, got {attention!r}")
     check_cache(cache, attention, sparse=setup.method.decoding is not None)
 
 
-def check_gradients(family: Family) -> None:
-    """Refuse a prefill with gradients."""
-    if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in family.decoder.parameters()):
+def check_gradients(inputs: Iterable[Tensor]) -> None:
+    """Refuse a prefill with gradients of any of its inputs, which are parameters or embeddings."""
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs):
         raise Unsupported(
             "a pruned prefill has no gradients, because dropping tokens is not differentiable: run it under "
             "torch.no_grad() or torch.inference_mode(), as generate() does, or train without pruning"
@@ -163,6 +169,11 @@ def _check_settings(model: Any, method: Method, given: dict[str, Any]) -> None:
     if cache == "static" and method.decoding is not None:
         raise Unsupported(
             "cache_implementation='static' cannot be used with sparse decoding; leave it unset, or use DyCoke(p=0)"
+        )
+    if _setting(model, given, "use_cache") is False and method.decoding is not None:
+        raise Unsupported(
+            "use_cache=False cannot be used with sparse decoding, which chooses among the tokens in the cache; leave "
+            "it unset, or use DyCoke(p=0)"
         )
     if _setting(model, given, "assistant_early_exit") is not None or given.get("assistant_model") is model:
         raise Unsupported("a model cannot assist itself while it is pruned: pass another model as assistant_model")
