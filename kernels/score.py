@@ -1,11 +1,10 @@
 """Column-sliced text-to-visual attention scores (AdaTP, section 3.1)."""
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor
 
 from adatp_kernels.dispatch import Impl, resolve
+from adatp_kernels.precision import without_autocast
 
 # Elements of the reference's largest buffer: 8 MiB of fp32. A long prompt takes two rows even if they need more, since
 # a product with a single row reads all keys for it. Larger buffers were no faster. The reference never holds L x L or
@@ -56,7 +55,7 @@ def score(
 
         scores: Tensor = score_triton(query, key, rows, *columns, scale, first_key)
         return scores
-    with _no_autocast(query.device.type):
+    with without_autocast(query.device):
         return score_reference(query, key, rows, columns, scale=scale, first_key=first_key)
 
 
@@ -97,12 +96,6 @@ def score_reference(
 def rows_at_once(elements: int) -> int:
     """Return how many text rows the reference handles at a time, if each has `elements` logits in all heads."""
     return max(LEAST_ROWS, BUFFER_ELEMENTS // max(1, elements))
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Return a context without autocast, which would run the products in half precision."""
-    available = torch.amp.is_autocast_available(device_type)
-    return torch.autocast(device_type, enabled=False) if available else nullcontext()
 
 
 def _check(

@@ -141,7 +141,7 @@ def _frames(setup: Setup, encoded: Any, side: SideStream) -> Tensor | None:
 
 
 def _tower(setup: Setup, encoded: Any) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the `[F, P]` attention that the tower's patches receive and their `[F, P, d]` keys, both pooled."""
+    """Compute the `[F, P]` attention that patches receive in the tower and their `[F, P, d]` keys, pooled in fp32."""
     if not (isinstance(setup.method, BeforeDecoder) and setup.method.wants_tower):
         return None, None
     family = setup.family
@@ -149,7 +149,7 @@ def _tower(setup: Setup, encoded: Any) -> tuple[Tensor | None, Tensor | None]:
     patches = key.shape[2]
     rows = torch.full((len(key), patches), patches - 1, device=key.device)  # every patch sees all of them
     received = score(query, key, rows, (0, patches), scale=key.shape[-1] ** -0.5, impl=setup.scoring.impl)
-    return family.pool(received[..., None])[..., 0], family.pool(key.mean(1))
+    return family.pool(received[..., None])[..., 0], family.pool(key.mean(1, dtype=torch.float32))
 
 
 def _begins(batch: Batch, frames: int) -> list[int]:

@@ -144,7 +144,8 @@ class Video:
         saliency: `[n, P]` float32 attention that each of the `P = rows * rows` patches receives in the last layer that
             the vision tower runs: the mean over heads and queries, pooled as the features are. None unless the method
             wants it.
-        keys: `[n, P, d]` keys of that layer: the mean over heads, pooled as the features are. None if `saliency` is.
+        keys: `[n, P, d]` float32 keys of that layer: the mean over heads, pooled as the features are. None if
+            `saliency` is.
     """
 
     tokens: Tensor

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adatp.methods.method import BeforeDecoder, Video, require, share_of
+from adatp_kernels.precision import without_autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,8 @@ class VisionZip(BeforeDecoder):
         index, values = [chosen], [tokens[chosen]]
         if dominant < left:
             keys = video.keys.take_along_dim(others[..., None], 1)
-            targets, merged = _merge(tokens[rest], keys, left - dominant)
+            with without_autocast(device):
+                targets, merged = _merge(tokens[rest], keys, left - dominant)
             index.append(rest[:, targets])
             values.append(merged)
         if columns > rows:
