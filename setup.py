@@ -19,6 +19,7 @@ setup(
     # called `kernels`, and a folder of that name with an __init__.py would hide it wherever it is on sys.path.
     packages=[
         "adatp",
+        "adatp.checks",
         "adatp.cli",
         "adatp.engine",
         "adatp.evaluation",

@@ -5,9 +5,17 @@ class InputError(ValueError):
     """Input that cannot be used; the message names the argument, its value, and what would be right."""
 
 
+class InputTypeError(InputError, TypeError):
+    """A value of the wrong type."""
+
+
+class CheckpointError(InputError, OSError):
+    """A checkpoint that cannot be loaded: it is missing, incomplete, damaged, or of another kind."""
+
+
 class Unsupported(InputError):  # noqa: N818  users read the name, and it describes a state
     """A model, a prompt or a setting that cannot be pruned; the message says why, and what to do instead."""
 
 
-class UnsupportedType(Unsupported, TypeError):  # noqa: N818
+class UnsupportedType(Unsupported, InputTypeError):  # noqa: N818
     """A model or a cache whose family or class is not supported."""

@@ -1,6 +1,7 @@
 """The methods that prune a video's tokens, AdaTP and those it is compared with, behind one interface."""
 
-from adatp.errors import InputError
+from adatp.checks.values import require, shown
+from adatp.errors import InputTypeError
 from adatp.methods.adatp import AdaTP
 from adatp.methods.baselines import Pool, Random, Uniform, Unpruned
 from adatp.methods.dycoke import DyCoke
@@ -37,12 +38,11 @@ def method_of(method: str | Method) -> Method:
 
     Raises:
         InputError: there is no method of that name.
-        TypeError: `method` is neither a name nor a method.
+        InputTypeError: `method` is neither a name nor a method.
     """
     if isinstance(method, Method):
         return method
     if not isinstance(method, str):
-        raise TypeError(f"method must be a name or a method such as AdaTP(p=1.5), got {method!r}")
-    if method.lower() not in METHODS:
-        raise InputError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+        raise InputTypeError(f"method must be a name or a method such as AdaTP(p=1.5), got {shown(method)}")
+    require(method.lower() in METHODS, "method", method, f"one of {', '.join(METHODS)}")
     return METHODS[method.lower()]()

@@ -1,5 +1,7 @@
 """AdaTP: attention-debiased token pruning (arXiv 2505.20100)."""
 
+import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -7,10 +9,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adatp.checks.values import require
 from adatp.errors import InputError
 from adatp.layout import PromptLayout
 from adatp.methods.budget import quotas, round_half_up
-from adatp.methods.method import BetweenLayers, Grouping, require
+from adatp.methods.method import BetweenLayers, Grouping
 from adatp.methods.segments import frames_per_segment, mean_per_segment, partition
 
 
@@ -30,7 +33,7 @@ class AdaTP(BetweenLayers):
         end_ratio: Ratio at the inputs of the layers after `last` for p = 1, in (0, start_ratio] (section 4.1: 0.12).
         tau_s: Cosine similarity from which adjacent frames share a segment, in [-1, 1] (section 3.3; 0.95).
         tau_t: Mean text relevance that a significant segment exceeds, in [-1, 1] (section 3.3; 0.05).
-        alpha: Boost of the ratio of significant segments, >= 1 (eq. 4; 2.2).
+        alpha: Boost of the ratio of significant segments, >= 1 and finite (eq. 4; 2.2).
         gamma: Largest share of the budget that significant segments take, in (0, 1] (eq. 4; 0.75).
         segments: Whether frames are grouped into segments; if not, the whole video is one segment (Tab. 2, "Seg.").
         global_debias: Whether significant segments keep more tokens (Tab. 2, "Global.D").
@@ -58,15 +61,16 @@ class AdaTP(BetweenLayers):
     local_debias: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 < self.start_ratio <= 1, "start_ratio", self.start_ratio, "in (0, 1]")
         require(0 < self.end_ratio <= self.start_ratio, "end_ratio", self.end_ratio, "in (0, start_ratio]")
-        limit = 1 / self.start_ratio
+        limit = min(1 / self.start_ratio, sys.float_info.max)
         require(0 < self.p <= limit, "p", self.p, f"in (0, {limit:g}], so that p * start_ratio is at most 1")
         require(self.first >= 1, "first", self.first, "at least 1: layer first - 1 scores the first cut")
         require(self.last is None or self.last >= self.first, "last", self.last, f"at least first = {self.first}")
         require(-1 <= self.tau_s <= 1, "tau_s", self.tau_s, "a cosine, in [-1, 1]")
         require(-1 <= self.tau_t <= 1, "tau_t", self.tau_t, "a cosine, in [-1, 1]")
-        require(self.alpha >= 1, "alpha", self.alpha, "at least 1")
+        require(1 <= self.alpha < math.inf, "alpha", self.alpha, "a finite number, at least 1")
         require(0 < self.gamma <= 1, "gamma", self.gamma, "in (0, 1]")
 
     @property

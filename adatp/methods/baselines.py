@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adatp.methods.method import BeforeDecoder, BetweenLayers, Video, require, share_of
+from adatp.checks.values import require
+from adatp.methods.method import BeforeDecoder, BetweenLayers, Video, share_of
 from adatp.tensors.transfer import send
 
 
@@ -23,6 +24,7 @@ class _Share(BeforeDecoder):
     keep: float = 0.25
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
 
     def count(self, frames: int, grid: tuple[int, int]) -> int:
@@ -46,8 +48,7 @@ class Random(_Share):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        fits = isinstance(self.seed, int) and 0 <= self.seed < 2**63
-        require(fits, "seed", self.seed, "an integer from 0 to 2**63 - 1")
+        require(self.seed >= 0, "seed", self.seed, "a whole number from 0 to 2**63 - 1")
 
     def compress(self, video: Video) -> tuple[Tensor, Tensor]:
         tokens = video.tokens.flatten(0, 1)

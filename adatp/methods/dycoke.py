@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adatp.methods.method import BeforeDecoder, SparseDecoding, Video, require
+from adatp.checks.values import require
+from adatp.methods.method import BeforeDecoder, SparseDecoding, Video
 from adatp.tensors.transfer import send
 
 
@@ -46,6 +47,7 @@ class DyCoke(BeforeDecoder):
     p: float = 0.7
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 <= self.k <= 1, "k", self.k, "in [0, 1]")
         require(self.layer >= 1, "layer", self.layer, "at least 1: the layer before it chooses the tokens")
         require(0 <= self.p < 1, "p", self.p, "in [0, 1)")

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from adatp.checks.values import require
 from adatp.layout import PromptLayout
-from adatp.methods.method import BetweenLayers, require
+from adatp.methods.method import BetweenLayers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,7 @@ class FastV(BetweenLayers):
     keep: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.layer >= 1, "layer", self.layer, "at least 1: the layer before it scores")
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
 

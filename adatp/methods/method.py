@@ -7,16 +7,24 @@ number of frames.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
 
+from adatp.checks.values import integer, number, require, switch
 from adatp.errors import InputError
 from adatp.flops import linear_ratio
 from adatp.layout import PromptLayout, VideoGrid, by_layer
+
+_CHECKS: dict[Any, Callable[[str, Any], Any]] = {
+    float: number,
+    int: integer,
+    int | None: lambda name, value: None if value is None else integer(name, value),
+    bool: switch,
+}  # by the annotation of a setting
 
 
 class SparseDecoding(NamedTuple):
@@ -45,6 +53,18 @@ class Method(ABC):
     source: ClassVar[str] = ""
     knob: ClassVar[str | None] = None
     renumbers: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        """Check the type of every setting by its annotation; a method goes on with the ranges of its own settings.
+
+        Raises:
+            InputTypeError: a setting has the wrong type.
+            InputError: a whole number does not fit in 64 bits.
+        """
+        for field in fields(self):  # type: ignore[arg-type]
+            check = _CHECKS.get(field.type)
+            if check is not None:
+                object.__setattr__(self, field.name, check(field.name, getattr(self, field.name)))
 
     @property
     def knob_range(self) -> tuple[float, float]:
@@ -83,6 +103,7 @@ class Method(ABC):
 
     def check_flops(self, ratio: float) -> None:
         """Raise an InputError for a share of FLOPs that is invalid, or if the method has no knob."""
+        number("flops", ratio)
         require(0 < ratio <= 1, "flops", ratio, "a share of the unpruned FLOPs, in (0, 1]")
         if self.knob is None:
             raise InputError(f"flops cannot be used with the method {self.name!r}, which has no setting to adjust")
@@ -248,12 +269,6 @@ class BetweenLayers(Method):
     def counts(self, video: VideoGrid, layers: int) -> list[int]:
         whole = video.visual_tokens
         return by_layer(layers, whole, {layer: self.tokens(ratio, whole) for layer, ratio in self.cuts(layers).items()})
-
-
-def require(holds: bool, name: str, value: Any, wanted: str) -> None:
-    """Raise an InputError that names the setting, its value and what is `wanted`, unless `holds`."""
-    if not holds:
-        raise InputError(f"{name} must be {wanted}, got {value!r}")
 
 
 def share_of(total: int, share: float) -> int:

@@ -5,8 +5,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from adatp.checks.values import require
 from adatp.layout import PromptLayout
-from adatp.methods.method import BetweenLayers, require
+from adatp.methods.method import BetweenLayers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,7 @@ class PyramidDrop(BetweenLayers):
     keep: float = 0.5
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(self.stages >= 2, "stages", self.stages, "at least 2: the first stage sees all tokens")
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
 

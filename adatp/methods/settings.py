@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, get_type_hints
 
+from adatp.checks.values import shown
 from adatp.errors import InputError
 from adatp.methods import method_of
 from adatp.methods.method import Method
@@ -28,7 +29,7 @@ def configure(name: str, settings: Mapping[str, str]) -> Method:
     values = {}
     for field, text in settings.items():
         if field not in known:
-            raise InputError(f"method {name!r} has no setting {field!r}; it has {', '.join(known) or 'none'}")
+            raise InputError(f"method {name!r} has no setting {shown(field)}; it has {', '.join(known) or 'none'}")
         values[field] = _value(field, types[field], text)
     return type(default)(**values)
 
@@ -44,7 +45,7 @@ def describe(method: Method) -> str:
 def _value(name: str, kind: Any, text: str) -> Any:
     if kind is bool:
         if text.lower() not in _SWITCH:
-            raise InputError(f"{name} must be true or false, got {text!r}")
+            raise InputError(f"{name} must be true or false, got {shown(text)}")
         return _SWITCH[text.lower()]
     if kind == int | None and text.lower() == "none":
         return None
@@ -52,4 +53,4 @@ def _value(name: str, kind: Any, text: str) -> Any:
         return int(text) if kind in (int, int | None) else float(text)
     except ValueError:
         wanted = "a whole number" if kind in (int, int | None) else "a number"
-        raise InputError(f"{name} must be {wanted}, got {text!r}") from None
+        raise InputError(f"{name} must be {wanted}, got {shown(text)}") from None

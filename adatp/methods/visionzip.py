@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adatp.methods.method import BeforeDecoder, Video, require, share_of
+from adatp.checks.values import require
+from adatp.methods.method import BeforeDecoder, Video, share_of
 from adatp_kernels.precision import without_autocast
 
 
@@ -42,6 +43,7 @@ class VisionZip(BeforeDecoder):
     dominant: float = 27 / 32
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
         require(0 < self.dominant <= 1, "dominant", self.dominant, "in (0, 1]")
 

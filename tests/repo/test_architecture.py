@@ -26,6 +26,7 @@ FLOORS = (
     {"methods"},
     {"relevance", "flops", "world"},
     {"layout", "video", "tensors"},
+    {"checks"},
     {"errors"},
 )
 

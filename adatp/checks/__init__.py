@@ -1,0 +1,1 @@
+"""Checks of what users give: values, checkpoints, and texts for prompts."""
