@@ -3,12 +3,14 @@
 import os
 import threading
 import warnings
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from adatp.checks.values import name_or_path, require, switch, text
 from adatp.engine.scoring import Scoring
-from adatp.errors import Unsupported
+from adatp.errors import CheckpointError, InputError, InputTypeError, Unsupported
 from adatp.hf.call import Question
 from adatp.hf.compiled_layers import check_compiling
 from adatp.hf.hooks import Hooks
@@ -142,16 +144,23 @@ def apply(
         The handle with `report` and `remove()`.
 
     Raises:
-        TypeError: the model's family is not supported, or an argument has a wrong type.
-        Unsupported: there is no such method; its settings or `flops` do not fit the model, for example because it has
-            too few layers; the model has sliding-window layers, or layers that cannot be compiled; or the processor is
-            needed and missing.
+        InputTypeError: an argument has a wrong type.
+        UnsupportedType: the model's family is not supported.
+        InputError: there is no such method or `impl`; or the settings or `flops` do not fit the model, for example
+            because it has too few layers.
+        Unsupported: the model has sliding-window layers, or layers that cannot be compiled; or the processor is needed
+            and missing.
+        CheckpointError: the checkpoint that `relevance` names cannot be loaded.
         RuntimeError: a method is already applied to this model, or `impl` cannot run here.
     """
     method = method_of(method)
     if flops is not None:
         method.check_flops(flops)
     question = _checked_question(question)
+    tokenizer = _tokenizer_of(processor)
+    _check_relevance(relevance)
+    require(isinstance(impl, str) and impl in get_args(Impl), "impl", impl, "'auto', 'reference' or 'triton'")
+    compile_layers = switch("compile_layers", compile_layers)
     family = family_of(model)
     _refuse_twice(model)
     resolve(impl, family.decoder.device)
@@ -160,7 +169,6 @@ def apply(
         raise Unsupported("the model has sliding-window layers, whose window would span dropped tokens")
     if compile_layers:
         check_compiling(model, family)
-    tokenizer = getattr(processor, "tokenizer", processor)
     loaded = None
     if method.wants_frames:
         loaded, missing = _load_relevance(relevance, family, model)
@@ -207,13 +215,31 @@ def _checked_question(question: Any) -> Question:
     """Return the question, with a tuple made a list.
 
     Raises:
-        TypeError: the question is not None, a string or a list of strings.
+        InputError: the question is not None, a string or a list of strings.
     """
     if question is None or isinstance(question, str):
-        return question
-    if isinstance(question, list | tuple) and all(isinstance(own, str) for own in question):
-        return list(question)
-    raise TypeError(f"question must be a string, a list of strings or None, got {question!r}")
+        return None if question is None else text("question", question)
+    listed = isinstance(question, list | tuple) and len(question) > 0 and all(isinstance(own, str) for own in question)
+    require(listed, "question", question, "a string, a list of strings or None", InputTypeError)
+    return [text("question", own) for own in question]
+
+
+def _tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer of a processor, or the processor if it is a tokenizer itself.
+
+    Raises:
+        InputTypeError: it is neither.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    is_tokenizer = isinstance(tokenizer, PreTrainedTokenizerBase | None)
+    require(is_tokenizer, "processor", processor, "the model's processor or tokenizer, or None", InputTypeError)
+    return tokenizer
+
+
+def _check_relevance(relevance: Any) -> None:
+    fits = relevance is None or isinstance(relevance, Relevance | str | os.PathLike)
+    wanted = "a Relevance, a checkpoint's name or path, 'auto' or None"
+    require(fits, "relevance", relevance, wanted, InputTypeError)
 
 
 def _load_relevance(
@@ -222,21 +248,18 @@ def _load_relevance(
     """Return the aligned SigLIP and ""; or None and the reason why there is none."""
     if relevance is None:
         return None, "relevance=None"
-    loaded: Any = relevance
-    if isinstance(relevance, str | os.PathLike):
-        relevance = os.fspath(relevance)
-        checkpoint = family.siglip if relevance == "auto" else relevance
+    if isinstance(relevance, Relevance):
+        loaded = relevance
+    else:
+        checkpoint = family.siglip if relevance == "auto" else name_or_path("relevance", relevance)
         if checkpoint is None:
             return None, "no SigLIP is known for this vision tower"
         try:
             loaded = Relevance.from_pretrained(checkpoint, family.tower_layers, device=model.device, dtype=model.dtype)
-        except (OSError, ImportError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except InputError as error:
             if relevance != "auto":
-                raise OSError(f"relevance={relevance!r} cannot be loaded: {reason}") from error
-            return None, f"the text encoder {checkpoint} could not be loaded ({reason})"
-    if not isinstance(loaded, Relevance):
-        raise TypeError(f"relevance must be a Relevance, a checkpoint's name or path, 'auto' or None, got {loaded!r}")
+                raise CheckpointError(f"relevance: {error}") from error
+            return None, str(error)
     if loaded.width != family.tower_width:
         raise Unsupported(
             f"relevance must continue the model's vision tower of width {family.tower_width}; "

@@ -1,5 +1,6 @@
 """Text relevance of frames (AdaTP, eq. 3): how well they match the question, by the vision tower's SigLIP."""
 
+import os
 import threading
 from collections.abc import Sequence
 from typing import Any
@@ -8,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
-from adatp.errors import InputError
+from adatp.checks.checkpoints import load_weights, loading
+from adatp.checks.values import cut, integer, name_or_path, require, shown, text
+from adatp.errors import CheckpointError, InputError, InputTypeError
 from adatp.tensors.blocks import in_blocks
 from adatp.tensors.transfer import send
 
@@ -79,35 +82,55 @@ class Relevance(nn.Module):
         tower_layers: number of encoder layers that the model's own vision tower has already run.
 
     Raises:
-        InputError: the SigLIP cannot continue such a tower.
+        InputError: an argument has the wrong type, or the SigLIP cannot continue such a tower.
     """
 
     def __init__(self, siglip: Any, tokenizer: Any, tower_layers: int) -> None:
+        from transformers import SiglipModel
+
         super().__init__()
-        vision, text = siglip.vision_model, siglip.text_model
+        require(isinstance(siglip, SiglipModel), "siglip", siglip, "a SiglipModel", InputTypeError)
+        require(callable(tokenizer), "tokenizer", tokenizer, "the tokenizer of the SigLIP", InputTypeError)
+        tower_layers = integer("tower_layers", tower_layers)
+        vision, language = siglip.vision_model, siglip.text_model
         layers = vision.encoder.layers
-        if not 0 <= tower_layers <= len(layers):
-            raise InputError(f"tower_layers must be from 0 to the SigLIP's {len(layers)} layers, got {tower_layers}")
+        fits = 0 <= tower_layers <= len(layers)
+        require(fits, "tower_layers", tower_layers, f"from 0 to the SigLIP's {len(layers)} layers")
         if not vision.use_head:
             raise InputError("the SigLIP has no pooling head (vision_use_head=False), so its frames cannot be compared")
         self.layers = nn.ModuleList(layers[tower_layers:])
         self.post_layernorm = vision.post_layernorm
         self.head = _Head(vision.head)
-        self.text_model = text
+        self.text_model = language
         self.tokenizer = tokenizer
         self.width: int = vision.config.hidden_size
-        self.text_length: int = text.config.max_position_embeddings
+        self.text_length: int = language.config.max_position_embeddings
 
     @classmethod
     def from_pretrained(
-        cls, checkpoint: str, tower_layers: int, *, device: torch.device | str, dtype: torch.dtype
+        cls, checkpoint: str | os.PathLike[str], tower_layers: int, *, device: torch.device | str, dtype: torch.dtype
     ) -> "Relevance":
-        """Load a SigLIP checkpoint, by name or path, and keep the parts that are needed."""
-        from transformers import AutoTokenizer, SiglipModel
+        """Load a SigLIP checkpoint, by name or path, and keep the parts that are needed.
 
-        siglip = SiglipModel.from_pretrained(checkpoint, dtype=dtype).eval()
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        return cls(siglip, tokenizer, tower_layers).to(device)
+        Raises:
+            CheckpointError: the checkpoint cannot be loaded.
+            InputError: another argument cannot be used, as for `Relevance`.
+        """
+        from transformers import AutoConfig, AutoTokenizer, SiglipModel
+
+        checkpoint = name_or_path("checkpoint", checkpoint)
+        is_floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        require(is_floating, "dtype", dtype, "a torch.dtype of floating-point numbers")
+        device = _device(device)
+        with loading("SigLIP", checkpoint):
+            kind = AutoConfig.from_pretrained(checkpoint).model_type
+        if kind != "siglip":
+            wanted = f"its model_type must be 'siglip', got {kind!r}"
+            raise CheckpointError(f"SigLIP {cut(checkpoint)} cannot be loaded: {wanted}")
+        siglip = load_weights(SiglipModel, "SigLIP", checkpoint, dtype=dtype)
+        with loading("tokenizer of SigLIP", checkpoint):
+            tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+        return cls(siglip.eval(), tokenizer, tower_layers).to(device)
 
     def forward(self, states: Tensor) -> Tensor:
         """Compute pooled frame features v_p.
@@ -131,13 +154,27 @@ class Relevance(nn.Module):
         """Compute pooled text features t_p, `[B, D]`.
 
         Questions are padded or truncated to the 64 tokens that SigLIP was trained on.
+
+        Raises:
+            InputError: `questions` is not a list or a tuple of strings, or it is empty.
         """
+        listed = isinstance(questions, list | tuple) and len(questions) > 0
+        require(listed, "questions", questions, "a list of at least one string", InputTypeError)
+        for question in questions:
+            text("questions", question)
         tokens = self.tokenizer(
             list(questions), padding="max_length", truncation=True, max_length=self.text_length, return_tensors="pt"
         )
         ids = send(tokens["input_ids"], next(self.parameters()).device)
         pooled: Tensor = self.text_model(input_ids=ids).pooler_output
         return pooled
+
+
+def _device(given: Any) -> torch.device:
+    try:
+        return torch.device(given)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"device must be cpu, cuda, cuda:1, ..., got {shown(given)}") from error
 
 
 class Questions:

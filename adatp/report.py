@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adatp.checks.values import integer, require
 from adatp.errors import InputError
 from adatp.flops import Flops, PrefillCounter
 from adatp.layout import VideoGrid
@@ -71,9 +72,12 @@ class Sample(VideoGrid):
         """Return `[frames, tokens_per_frame]` bool on the host, True for the visual tokens in the input of `layer`.
 
         A merged or pooled token counts as the token that it stands for.
+
+        Raises:
+            InputError: there is no such layer.
         """
-        if not 0 <= layer < len(self.kept):
-            raise InputError(f"layer must be from 0 to {len(self.kept) - 1}, got {layer}")
+        layer = integer("layer", layer)
+        require(0 <= layer < len(self.kept), "layer", layer, f"from 0 to {len(self.kept) - 1}")
         cuts = [cut for cut in self._origins if cut <= layer]
         if not cuts:
             return torch.ones(self.frames, self.tokens_per_frame, dtype=torch.bool)

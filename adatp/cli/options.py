@@ -251,17 +251,14 @@ def loader_of(arguments: argparse.Namespace) -> "Callable[[], Loaded]":
 
 
 def load_model(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "Loaded":
-    """Load the model, its processor and its aligned SigLIP.
+    """Load the model and its processor.
 
     Raises:
-        InputError: the checkpoint cannot be loaded.
+        CheckpointError: the checkpoint cannot be loaded.
     """
     loader = loader_of(arguments)
     tell("loading the model")
-    try:
-        return loader()
-    except (OSError, ValueError, ImportError) as error:
-        raise InputError(f"--model {arguments.model} cannot be loaded: {error}") from error
+    return loader()
 
 
 def device_of(arguments: argparse.Namespace) -> str:

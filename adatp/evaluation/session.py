@@ -4,12 +4,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from adatp.checks.checkpoints import load_weights, loading
+from adatp.errors import CheckpointError, Unsupported
 from adatp.hf.stopwatch import FirstToken, Stopwatch, now
 from adatp.methods import Method
-from adatp.models import family_of
+from adatp.models import family_of, load_processor
 from adatp.pruning import apply
 from adatp.relevance import Relevance
 from adatp.report import PruningReport
@@ -77,6 +80,8 @@ def load(
     """Load a checkpoint by name or path. None stands for the built-in model.
 
     Raises:
+        CheckpointError: the checkpoint cannot be loaded.
+        UnsupportedType: the model is not of a supported family.
         InputError: a file of the built-in model is missing or has changed.
     """
     from transformers import AutoModelForImageTextToText
@@ -87,8 +92,28 @@ def load(
         checkpoint, note = str(FOLDER / "model"), "the built-in model knows the videos of `adatp world`, and no others"
         dtype = "float32" if dtype == "auto" else dtype  # its file holds float16
         relevance = str(FOLDER / "siglip") if relevance == "auto" else relevance
-    model = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=dtype, attn_implementation=attention)
-    return Loaded(name, model.to(device).eval(), family_of(model).load_processor(checkpoint), relevance, note)
+    processor = load_processor(checkpoint)  # reads the configuration first, so that another family loads no weights
+    options = {"dtype": dtype, "attn_implementation": attention}
+    model = load_weights(AutoModelForImageTextToText, "model", checkpoint, name, **options)
+    _try(model, processor, name)
+    return Loaded(name, model.to(device).eval(), processor, relevance, note)
+
+
+def _try(model: Any, processor: Any, name: str) -> None:
+    """Build a short prompt with a video: a damaged template, tokenizer or processor shows itself only then.
+
+    Raises:
+        CheckpointError: the prompt cannot be built, or its video is not what the model expects.
+    """
+    frames, metadata = np.zeros((2, 28, 28, 3), np.uint8), {"total_num_frames": 2, "fps": 1.0, "frames_indices": [0, 1]}
+    with loading("processor of", name):
+        ids = _inputs(processor, frames, metadata, "?")["input_ids"][0]
+    try:
+        layout = family_of(model).layout(ids)
+    except Unsupported as error:
+        raise CheckpointError(f"processor of {name} does not fit its model: {error}") from error
+    if layout is None:
+        raise CheckpointError(f"processor of {name} does not fit its model, which finds no video in a prompt")
 
 
 def decode(video: str, frames: int) -> tuple[Clip, float]:
@@ -104,10 +129,14 @@ def decode(video: str, frames: int) -> tuple[Clip, float]:
 
 def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
     """Return the model's inputs for a question about a clip, on its device."""
-    conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
-    prompt = loaded.processor.apply_chat_template(conversation, add_generation_prompt=True)
-    inputs = loaded.processor(text=prompt, videos=[clip.frames], video_metadata=[clip.metadata], return_tensors="pt")
+    inputs = _inputs(loaded.processor, clip.frames, clip.metadata, question)
     return inputs.to(loaded.model.device, loaded.model.dtype)
+
+
+def _inputs(processor: Any, frames: np.ndarray, metadata: dict[str, Any], question: str) -> Any:
+    conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
+    prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
+    return processor(text=prompt, videos=[frames], video_metadata=[metadata], return_tensors="pt")
 
 
 @torch.inference_mode()

@@ -4,12 +4,15 @@ A new module that defines a subclass of `Family` adds a family; nothing else has
 """
 
 import importlib
+import os
 import pkgutil
 from typing import Any
 
 from torch import nn
 from transformers import AutoConfig
 
+from adatp.checks.checkpoints import loading
+from adatp.checks.values import name_or_path
 from adatp.errors import UnsupportedType
 from adatp.models.family import Family
 
@@ -38,20 +41,24 @@ def family_of(model: nn.Module) -> Family:
     return known[model_type](model)
 
 
-def load_processor(checkpoint: str) -> Any:
+def load_processor(checkpoint: str | os.PathLike[str]) -> Any:
     """Load the processor of a checkpoint of a supported family, by name or path, with or without torchvision.
 
     Raises:
+        CheckpointError: the checkpoint cannot be loaded.
         UnsupportedType: the checkpoint is not of a supported family.
     """
-    model_type = AutoConfig.from_pretrained(checkpoint).model_type
+    checkpoint = name_or_path("checkpoint", checkpoint)
+    with loading("checkpoint", checkpoint):
+        model_type = AutoConfig.from_pretrained(checkpoint).model_type
     known = families()
     if model_type not in known:
         raise UnsupportedType(
             f"cannot load a processor for {checkpoint} (model_type {model_type!r}); supported are: "
             f"{', '.join(sorted(known))}"
         )
-    return known[model_type].load_processor(checkpoint)
+    with loading("processor of", checkpoint):
+        return known[model_type].load_processor(checkpoint)
 
 
 def _below(family: Any) -> list[type[Family]]:

@@ -23,6 +23,8 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from adatp.checks.checkpoints import loading
+from adatp.checks.values import shown
 from adatp.errors import InputError
 from adatp.models.llava_video import LlavaVideoConfig, LlavaVideoForConditionalGeneration, LlavaVideoProcessor
 from adatp.models.siglip import NAME, VISION
@@ -127,10 +129,11 @@ def convert(
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(f"{target} exists and is not an empty folder; name another target")
     original = _read_config(source)
-    config = _config(original, pool)
-    tensors = _tensors(_weight_files(source), config)
+    config = _config(source, original, pool)
+    tensors = _tensors(source, config)
     config.dtype = tensors[0].dtype
     processor = _processor(source, original, config)
+    generation = _generation_config(processor.tokenizer)
 
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as staging:
@@ -138,7 +141,7 @@ def convert(
         folder.mkdir()
         config.save_pretrained(folder)
         processor.save_pretrained(folder)
-        _generation_config(processor.tokenizer).save_pretrained(folder)
+        generation.save_pretrained(folder)
         _write(folder, tensors, shard_bytes, tell)
         folder.replace(target)
 
@@ -154,13 +157,15 @@ def _read_config(source: Path) -> dict[str, Any]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} must hold a JSON object, got {shown(found)}")
     return found
 
 
-def _config(original: dict[str, Any], pool: Pool | None) -> LlavaVideoConfig:
+def _config(source: Path, original: dict[str, Any], pool: Pool | None) -> LlavaVideoConfig:
     for field, (right, missing) in _FIXED.items():
         value = original.get(field)
         if (missing if value is None else value) != right:
@@ -169,15 +174,16 @@ def _config(original: dict[str, Any], pool: Pool | None) -> LlavaVideoConfig:
     if not re.fullmatch(r"anyres_max_\d+", str(aspect)):
         raise _wrong(original, "image_aspect_ratio", '"anyres_max_N"')
     pinpoints = original.get("image_grid_pinpoints")
-    if not isinstance(pinpoints, list):
+    if not isinstance(pinpoints, list) or not all(map(_is_size, pinpoints)):
         raise _wrong(original, "image_grid_pinpoints", "a list of [width, height]")
     mode = pool or original.get("mm_spatial_pool_mode")
     if pool is None and mode not in ("average", "bilinear"):
         raise _wrong(original, "mm_spatial_pool_mode", '"average" or "bilinear", unless pool is given')
-    text = Qwen2Config(
-        **{field: original[field] for field in _QWEN2 if field in original},
-        rope_parameters={"rope_type": "default", "rope_theta": original.get("rope_theta", 10000.0)},
-    )
+    with loading("config.json of", str(source)):
+        text = Qwen2Config(
+            **{field: original[field] for field in _QWEN2 if field in original},
+            rope_parameters={"rope_type": "default", "rope_theta": original.get("rope_theta", 10000.0)},
+        )
     return LlavaVideoConfig(
         architectures=[LlavaVideoForConditionalGeneration.__name__],
         text_config=text,
@@ -192,6 +198,10 @@ def _config(original: dict[str, Any], pool: Pool | None) -> LlavaVideoConfig:
     )
 
 
+def _is_size(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(type(side) is int and side > 0 for side in pair)
+
+
 def _wrong(original: dict[str, Any], field: str, right: str) -> InputError:
     found = json.dumps(original[field]) if field in original else "missing"
     return InputError(f"config.json: {field} is {found}, which cannot be converted; it must be {right}")
@@ -201,8 +211,9 @@ def _tower(original: dict[str, Any]) -> SiglipVisionConfig:
     name = original.get("mm_vision_tower")
     if name == NAME:
         tower = SiglipVisionConfig(**VISION)
-    elif name and Path(name).is_dir():
-        tower = SiglipVisionConfig.from_pretrained(name)
+    elif isinstance(name, str) and name and Path(name).is_dir():
+        with loading("configuration of mm_vision_tower", name):
+            tower = SiglipVisionConfig.from_pretrained(name)
     else:
         raise _wrong(original, "mm_vision_tower", f"{json.dumps(NAME)} or the folder of another SigLIP")
     tower.num_hidden_layers -= 1  # the authors drop the last layer and the head, whatever mm_vision_select_layer says
@@ -212,16 +223,22 @@ def _tower(original: dict[str, Any]) -> SiglipVisionConfig:
 
 def _weight_files(source: Path) -> list[Path]:
     index = source / "model.safetensors.index.json"
-    names = sorted(set(_read_json(index)["weight_map"].values())) if index.is_file() else ["model.safetensors"]
+    names = ["model.safetensors"]
+    if index.is_file():
+        files = _read_json(index).get("weight_map")
+        if not isinstance(files, dict) or not files or not all(isinstance(name, str) for name in files.values()):
+            raise InputError(f"{index} must hold a weight_map with the file of every tensor, got {shown(files)}")
+        names = sorted(set(files.values()))
     absent = [name for name in names if not (source / name).is_file()]
     if absent:
         raise FileNotFoundError(f"{source} lacks weights: {', '.join(absent)}")
     return [source / name for name in names]
 
 
-def _tensors(files: list[Path], config: LlavaVideoConfig) -> list[_Tensor]:
-    """Return the tensors that the headers of `files` list, in their order; refuse them unless they fit the model."""
-    with torch.device("meta"):
+def _tensors(source: Path, config: LlavaVideoConfig) -> list[_Tensor]:
+    """Return the tensors that the weights' headers list, in their order; refuse them unless they fit the model."""
+    files = _weight_files(source)
+    with loading("config.json of", str(source)), torch.device("meta"):
         needed = LlavaVideoForConditionalGeneration(config).state_dict()
     if config.tie_word_embeddings:
         del needed["lm_head.weight"]
@@ -265,7 +282,8 @@ def _some(names: list[str]) -> str:
 
 def _processor(source: Path, original: dict[str, Any], config: LlavaVideoConfig) -> LlavaVideoProcessor:
     """Build the processor of the checkpoint, and set the token ids of `config` to those of its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(source, config=config.text_config, padding_side="left")
+    with loading("tokenizer of", str(source)):
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config.text_config, padding_side="left")
     tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)
     rows = config.text_config.vocab_size
     if len(tokenizer) > rows:
@@ -293,7 +311,11 @@ def _processor(source: Path, original: dict[str, Any], config: LlavaVideoConfig)
 
 
 def _generation_config(tokenizer: Any) -> GenerationConfig:
-    end, pad = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    vocabulary = tokenizer.get_vocab()
+    absent = [token for token in ("<|im_end|>", "<|endoftext|>") if token not in vocabulary]
+    if absent:
+        raise InputError(f"the tokenizer must be that of Qwen2; it has no {' and no '.join(absent)}")
+    end, pad = vocabulary["<|im_end|>"], vocabulary["<|endoftext|>"]
     return GenerationConfig(eos_token_id=[end, pad], pad_token_id=pad)
 
 

@@ -394,7 +394,7 @@ class TestNoTextEncoder:
         with pytest.warns(adatp.NoRelevanceWarning, match="no SigLIP is known for this vision tower"):
             adatp.apply(sdpa.model, sdpa.processor).remove()
         monkeypatch.setattr("adatp.models.llava_onevision.LlavaOnevision.siglip", "/nowhere/siglip")
-        with pytest.warns(adatp.NoRelevanceWarning, match="/nowhere/siglip could not be loaded"):
+        with pytest.warns(adatp.NoRelevanceWarning, match="/nowhere/siglip cannot be loaded"):
             adatp.apply(sdpa.model, sdpa.processor).remove()
 
     def test_a_named_one_that_cannot_be_loaded_is_an_error(self, sdpa):
