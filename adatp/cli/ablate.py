@@ -62,6 +62,7 @@ def add(commands: Any) -> None:
 def _ablate(arguments: argparse.Namespace) -> int:
     options.require_positive(arguments, "frames")
     with options.progress() as progress:
+        from adatp.checks.markup import refuse_markup
         from adatp.evaluation.ablation import plan, run
         from adatp.evaluation.machine import describe_machine
         from adatp.evaluation.measure import with_relevance
@@ -76,6 +77,8 @@ def _ablate(arguments: argparse.Namespace) -> int:
         options.device_of(arguments)
         questions = load_questions(arguments.questions)
         loaded = with_relevance(options.load_model(arguments, progress.tell))
+        for number, question in enumerate(questions, 1):
+            refuse_markup(f"question {number} of {arguments.questions}", question.prompt, loaded.processor)
         layers = len(family_of(loaded.model).decoder.layers)
         found, told = plan(load_paper(), arguments.table, layers, arguments.p)
         methods = [variant.method for ablation in found for variant in ablation.variants]

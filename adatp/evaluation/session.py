@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from adatp.checks.checkpoints import load_weights, loading
+from adatp.checks.markup import refuse_markup
 from adatp.errors import CheckpointError, Unsupported
 from adatp.hf.stopwatch import FirstToken, Stopwatch, now
 from adatp.methods import Method
@@ -128,7 +129,12 @@ def decode(video: str, frames: int) -> tuple[Clip, float]:
 
 
 def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
-    """Return the model's inputs for a question about a clip, on its device."""
+    """Return the model's inputs for a question about a clip, on its device.
+
+    Raises:
+        InputError: the question holds a special token.
+    """
+    refuse_markup("question", question, loaded.processor)
     inputs = _inputs(loaded.processor, clip.frames, clip.metadata, question)
     return inputs.to(loaded.model.device, loaded.model.dtype)
 

@@ -1,7 +1,10 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from adatp.errors import InputError
 from adatp.evaluation.questions import Question, load_questions
 
 CHOICE = {"video": "a.mp4", "question": "Who rides by?", "options": ["A child", "A cyclist"], "answer": "B"}
@@ -78,14 +81,14 @@ def test_options_and_answer_may_be_left_out_or_null(folder, left_out):
     [
         ({"video": "none.mp4"}, r"video '.*none\.mp4' is not a file"),
         ({"video": "clips"}, r"video '.*clips' is not a file"),
-        ({"question": "  "}, "question must be a text that is not empty, got '  '"),
-        ({"question": 3}, "question must be a text that is not empty, got 3"),
+        ({"question": "  "}, "question must be valid text that is not empty, got '  '"),
+        ({"question": 3}, "question must be valid text that is not empty, got 3"),
         ({"answer": "C"}, r"answer 'C' is neither the letter nor the text of one of the options \['A child'"),
         ({"answer": "A child or two"}, "answer 'A child or two' is neither"),
-        ({"answer": 1}, "answer must be a text that is not empty, got 1"),
+        ({"answer": 1}, "answer must be valid text that is not empty, got 1"),
         ({"options": ["B", "A"], "answer": "A"}, "answer 'A' means two of the options"),
-        ({"options": "ab"}, "options must be a list of texts that are not empty, got 'ab'"),
-        ({"options": ["x", ""]}, "options must be a list of texts"),
+        ({"options": "ab"}, "options must be a list of valid texts that are not empty, got 'ab'"),
+        ({"options": ["x", ""]}, "options must be a list of valid texts"),
         ({"options": ["x"]}, "options must be 2 to 26, got"),
         ({"options": [str(i) for i in range(27)]}, "options must be 2 to 26, got"),
         ({"options": ["x", "y", "X "]}, "options must be all different"),
@@ -130,3 +133,53 @@ def test_a_set_without_a_question(folder, text):
 def test_a_missing_file(folder):
     with pytest.raises(OSError, match=r"none\.json"):
         load_questions(folder / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"\xff\xfe[]", "must be text in UTF-8"),
+        (b"[" * 100_000, "is not valid JSON: maximum recursion depth"),
+        (b"[" + b"9" * 5000 + b"]", "is not valid JSON: Exceeds the limit"),
+        (b'{"video": ' + b"9" * 5000 + b"}", "line 1: is not valid JSON"),
+        (b'{"video": "a.mp4", "question": "Who?", "question": "What?"}', "line 1: has the key 'question' twice"),
+        (b'{"video": "a.mp4", "question": "\\ud800"}', r"question must be valid text that is not empty, got '\\ud800'"),
+        (b'{"video": "a\\u0000b", "question": "Who?"}', r"video '.*a\\x00b' is not a file"),
+        (b'{"video": "%s", "question": "Who?"}' % (b"x" * 5000), "video '.*x' is not a file"),
+        (b'{"video": "a.mp4", "question": "Who?", "answer": 1e999}', "answer must be valid text .*, got inf"),
+        (b'{"video": "a.mp4", "question": "Who?", "\\ud800": 1}', r"has an unknown key '\\ud800'"),
+        (b"3", "must be an object with video, question, got 3"),
+        (b"NaN", "must be an object with video, question, got nan"),
+    ],
+    ids=range(12),
+)
+def test_hostile_files(folder, text, message):
+    (folder / "questions.json").write_bytes(text)
+    with pytest.raises(InputError, match=message):
+        load_questions(folder / "questions.json")
+
+
+ODD = ["", " ", "A", "B", "A. x", "a child", "\ud800", "a.mp4", "..", "/"]
+TEXTS = st.one_of(st.sampled_from(ODD), st.text(max_size=4))
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), TEXTS),
+    lambda inner: st.one_of(st.lists(inner, max_size=4), st.dictionaries(TEXTS, inner, max_size=2)),
+    max_leaves=5,
+)
+ENTRIES = st.fixed_dictionaries(
+    {"video": st.one_of(st.just("a.mp4"), VALUES), "question": st.one_of(st.just("Who?"), VALUES)},
+    optional={"options": st.one_of(st.just(["A child", "A cyclist"]), VALUES), "answer": VALUES, "other": VALUES},
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(st.lists(st.one_of(ENTRIES, VALUES), max_size=3))
+def test_any_json_is_read_or_refused(tmp_path_factory, entries):
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "a.mp4").touch()
+    try:
+        questions = load_questions(write(folder, entries))
+    except InputError:
+        return
+    assert len(questions) == len(entries)
+    assert all(question.prompt.encode() for question in questions)
