@@ -47,12 +47,12 @@ def add(commands: Any) -> None:
     )
     ablate.add_argument(
         "--p",
-        type=float,
+        type=options.real,
         default=1.0,
         help="AdaTP's compression setting p for all rows; a larger p keeps more tokens (default: 1.0).",
     )
     ablate.add_argument(
-        "--frames", type=int, default=32, help="Number of frames to sample from each video (default: 32)."
+        "--frames", type=options.whole, default=32, help="Number of frames to sample from each video (default: 32)."
     )
     options.add_json(ablate)
     options.add_model(ablate)

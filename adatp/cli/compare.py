@@ -22,7 +22,9 @@ def add(commands: Any) -> None:
         "comes first (default: all methods)."
     )
     options.add_methods(compare, pruning, told)
-    compare.add_argument("--repeat", type=int, default=5, help="Number of timed prefills of each method (default: 5).")
+    compare.add_argument(
+        "--repeat", type=options.whole, default=5, help="Number of timed prefills of each method (default: 5)."
+    )
     options.add_json(compare)
     options.add_model(compare)
     compare.set_defaults(command=_compare)

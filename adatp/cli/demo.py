@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
         "AdaTP side by side. The videos of this command are held out: the built-in model was not trained on them.",
     )
     demo.add_argument(
-        "--clip", type=int, default=CLIP, help=f"Number of the video to make, 0 or more (default: {CLIP})."
+        "--clip", type=options.whole, default=CLIP, help=f"Number of the video to make, 0 or more (default: {CLIP})."
     )
     demo.add_argument(
         "--video",
@@ -30,7 +30,7 @@ def add(commands: Any) -> None:
     )
     demo.add_argument(
         "--p",
-        type=float,
+        type=options.real,
         default=1.0,
         help="AdaTP's compression setting p; a larger p keeps more tokens (default: 1.0).",
     )

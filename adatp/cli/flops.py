@@ -4,9 +4,10 @@ import argparse
 import json
 from typing import Any
 
+from adatp.checks.values import require
 from adatp.cli import options
-from adatp.errors import InputError
 
+MOST_TEXT_TOKENS = 10**9
 SHAPES = ("onevision-0.5b", "onevision-7b", "llava-video-7b")
 
 
@@ -22,7 +23,7 @@ def add(commands: Any) -> None:
     options.add_method(flops)
     flops.add_argument(
         "--text-tokens",
-        type=int,
+        type=options.whole,
         help="Number of prompt tokens that are not visual (default: the number that reproduces the paper's figures).",
     )
     options.add_json(flops)
@@ -35,8 +36,7 @@ def _flops(arguments: argparse.Namespace) -> int:
 
     shape, method = MODEL_SHAPES[arguments.model], options.method_of(arguments)
     text_tokens = shape.text_tokens if arguments.text_tokens is None else arguments.text_tokens
-    if text_tokens < 0:
-        raise InputError(f"--text-tokens must be at least 0, got {text_tokens}")
+    require(0 <= text_tokens <= MOST_TEXT_TOKENS, "--text-tokens", text_tokens, f"from 0 to {MOST_TEXT_TOKENS}")
     method.check(shape.layers)
     flops, lengths = shape_flops(shape, method, text_tokens)
     if arguments.json:

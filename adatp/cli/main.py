@@ -1,14 +1,21 @@
 """The entry point of the command line. Each command is a module of this package."""
 
 import argparse
+import io
+import os
+import platform
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from adatp import __version__
 from adatp.cli import ablate, compare, convert, demo, figures, flops, run, study, tables, world
 from adatp.errors import InputError
 
 COMMANDS = (demo, run, compare, study, figures, tables, ablate, world, flops, convert)
+_REPORTED = ("torch", "transformers", "tokenizers", "av")  # packages whose versions a report of a bug should name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,18 +25,51 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments; None takes those of the process.
 
     Returns:
-        Exit code: 0, 2 for input that cannot be used, or 130 after Ctrl-C.
+        Exit code: 0; 2 for input that cannot be used; 70 for a bug, with its traceback on stderr; 130 after Ctrl-C; or
+        1 if nobody reads the output any more, as of `adatp flops ... | head -1`.
     """
-    arguments = _parser().parse_args(argv)
+    debug = False
+    for stream in (sys.stdout, sys.stderr):  # a file's name may be no UTF-8, and an answer none that the terminal shows
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
-        return int(arguments.command(arguments))
-    except (InputError, OSError) as error:  # any other exception is a bug: keep its traceback
-        if arguments.debug:
+        try:
+            arguments = _parser().parse_args(argv)
+            debug = arguments.debug
+            return int(arguments.command(arguments))
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what cannot be written shows itself here, not when Python ends
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
+        return 1
+    except (InputError, OSError) as error:
+        if debug:
             raise
         print(f"adatp: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        return 130
+        return 128 + signal.SIGINT
+    except MemoryError:
+        print("adatp: error: there is not enough memory; take fewer --frames, or a smaller model", file=sys.stderr)
+        return 2
+    except Exception:
+        traceback.print_exc()
+        print(_bug(), file=sys.stderr)
+        return os.EX_SOFTWARE
+
+
+def _bug() -> str:
+    """Return what to say after the traceback of a bug."""
+    versions = {
+        "adatp": __version__,
+        "Python": platform.python_version(),
+        **{name: version(name) for name in _REPORTED},
+    }
+    return (
+        "adatp: this is most likely a bug in adatp, not in what you gave it. Please report it with the traceback "
+        "above, the command that you ran, and these versions: " + ", ".join(map(" ".join, versions.items()))
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from adatp.checks.values import integer, shown, text
 from adatp.errors import InputError
 from adatp_kernels.dispatch import resolve
 
@@ -27,7 +28,7 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("video", metavar="VIDEO", help="Path of a video file.")
     parser.add_argument("--question", required=True, help="Question to ask about the video (required).")
     parser.add_argument(
-        "--frames", type=int, default=32, help="Number of frames to sample from the video (default: 32)."
+        "--frames", type=whole, default=32, help="Number of frames to sample from the video (default: 32)."
     )
 
 
@@ -107,7 +108,7 @@ def add_flops(parser: argparse.ArgumentParser) -> None:
     """Add the option for a cost, which replaces the method's main setting."""
     parser.add_argument(
         "--flops",
-        type=float,
+        type=real,
         metavar="SHARE",
         help="Share of the unpruned prefill's FLOPs that pruning should cost, such as 0.3. The main setting of the "
         "method (AdaTP's p, FastV's keep, ...) is then searched (default: no search).",
@@ -121,20 +122,36 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def whole(text: str) -> int:
+    """Parse an argument that is a whole number."""
+    try:
+        return integer("it", int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2**63, got {shown(text)}") from None
+
+
+def real(text: str) -> float:
+    """Parse an argument that is a number."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {shown(text)}") from None
+
+
 def setting(text: str) -> tuple[str, str]:
     """Parse a `NAME=VALUE` argument."""
     name, equals, value = text.partition("=")
     if not (name and equals and value):
-        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, such as tau_s=0.9, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be NAME=VALUE, such as tau_s=0.9, got {shown(text)}")
     return name, value
 
 
 def numbers(text: str) -> list[int]:
     """Parse an `L,L,...` argument of layer numbers."""
     try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"must be layer numbers, such as 2,5,12, got {text!r}") from None
+        return [whole(part) for part in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be layer numbers, such as 2,5,12, got {shown(text)}") from None
 
 
 def names(text: str) -> list[str]:
@@ -142,7 +159,7 @@ def names(text: str) -> list[str]:
     chosen = text.lower().split(",")
     for name in chosen:
         if name not in METHODS:
-            raise argparse.ArgumentTypeError(f"each name must be one of {', '.join(METHODS)}, got {name!r}")
+            raise argparse.ArgumentTypeError(f"each name must be one of {', '.join(METHODS)}, got {shown(name)}")
     return list(dict.fromkeys(chosen))
 
 
@@ -154,7 +171,8 @@ def method_of(arguments: argparse.Namespace) -> "Method":
     """
     from adatp.methods.settings import configure
 
-    given = [*arguments.set, *((name, getattr(arguments, name)) for name in ("p", "last") if getattr(arguments, name))]
+    own = {name: getattr(arguments, name) for name in ("p", "last")}
+    given = [*arguments.set, *((name, value) for name, value in own.items() if value is not None)]
     twice = {name for name, _ in given if [n for n, _ in given].count(name) > 1}
     if twice:
         raise InputError(f"{', '.join(sorted(twice))} is set twice; set it once")
@@ -170,9 +188,10 @@ def require_positive(arguments: argparse.Namespace, *options: str) -> None:
 
 
 def require_question(question: str) -> None:
-    """Raise an InputError if the question is empty."""
+    """Raise an InputError if the question is empty, or not text."""
     if not question.strip():
         raise InputError("--question is empty; say what to ask")
+    text("--question", question)
 
 
 def require_matplotlib(wanted: object, what: str) -> None:
@@ -273,9 +292,13 @@ def device_of(arguments: argparse.Namespace) -> str:
     try:
         kind: Any = torch.device(device).type
     except RuntimeError:
-        raise InputError(f"--device must be cpu, cuda, cuda:1, ..., got {device!r}") from None
+        raise InputError(f"--device must be cpu, cuda, cuda:1, ..., got {shown(device)}") from None
     if kind == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {device} cannot be used: this PyTorch finds no CUDA device")
+    try:
+        torch.zeros(1, device=device).item()  # "meta" and devices that this PyTorch was not built for fail here
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
     try:
         resolve(arguments.impl, torch.device(device))
     except RuntimeError as error:

@@ -22,7 +22,7 @@ def add(commands: Any) -> None:
     options.add_method(run)
     options.add_flops(run)
     run.add_argument(
-        "--max-new-tokens", type=int, default=64, help="Length limit of the answer, in tokens (default: 64)."
+        "--max-new-tokens", type=options.whole, default=64, help="Length limit of the answer, in tokens (default: 64)."
     )
     run.add_argument(
         "--compare",

@@ -17,9 +17,9 @@ def add(commands: Any) -> None:
         description="Ask questions about held-out synthetic videos, unpruned and with every method at three costs. Run "
         "the paper's ablations too, and look for its two biases in the model's attention.",
     )
-    study.add_argument("--clips", type=int, default=64, help="Number of held-out videos (default: 64).")
+    study.add_argument("--clips", type=options.whole, default=64, help="Number of held-out videos (default: 64).")
     study.add_argument(
-        "--questions", type=int, default=8, help="Largest number of questions about each video (default: 8)."
+        "--questions", type=options.whole, default=8, help="Largest number of questions about each video (default: 8)."
     )
     study.add_argument(
         "--out",

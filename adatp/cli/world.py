@@ -18,9 +18,9 @@ def add(commands: Any) -> None:
         "'adatp ablate' reads that file.",
     )
     world.add_argument("folder", type=Path, metavar="DIR", help="Folder to write the videos and questions.json to.")
-    world.add_argument("--clips", type=int, default=8, help="Number of videos (default: 8).")
+    world.add_argument("--clips", type=options.whole, default=8, help="Number of videos (default: 8).")
     world.add_argument(
-        "--questions", type=int, default=8, help="Largest number of questions about each video (default: 8)."
+        "--questions", type=options.whole, default=8, help="Largest number of questions about each video (default: 8)."
     )
     world.add_argument(
         "--options",

@@ -1,16 +1,20 @@
 """The command line, as a user types it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import transformers
 from original_checkpoint import SIDE, write_original
 from PIL import Image
 
+import adatp
 from adatp.cli.main import main
+from adatp.errors import InputError
 
 
 def run(capsys, *arguments):
@@ -240,11 +244,48 @@ class TestErrors:
             main(["run"])
         assert error.value.code == 2
 
-    def test_a_bug_shows_itself_as_one(self, monkeypatch):
-        """Not as input that cannot be used."""
+    def test_a_bug_shows_itself_as_one(self, capsys, monkeypatch):
+        """Not as input that cannot be used: the traceback, and then what to report."""
         monkeypatch.setattr("adatp.tables.run.print_flops", lambda *_: [][0])
-        with pytest.raises(IndexError):
-            main(["flops", "--model", "onevision-0.5b"])
+        code, out, err = run(capsys, "flops", "--model", "onevision-0.5b")
+        assert (code, out) == (70, "")
+        assert err.startswith("Traceback")
+        *_, error, last = err.splitlines()
+        assert error == "IndexError: list index out of range"
+        assert last.startswith("adatp: this is most likely a bug in adatp, not in what you gave it. Please report it")
+        assert f"adatp {adatp.__version__}, Python" in last
+        assert f"transformers {transformers.__version__}" in last
+
+    def test_debug_shows_where_input_was_refused(self, monkeypatch):
+        with pytest.raises(InputError, match="text-tokens"):
+            main(["--debug", "flops", "--model", "onevision-0.5b", "--text-tokens", "-1"])
+
+    def test_ctrl_c(self, capsys, monkeypatch):
+        def interrupt(*_):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("adatp.tables.run.print_flops", interrupt)
+        assert run(capsys, "flops", "--model", "onevision-0.5b") == (130, "", "")
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [["flops", "--model", "onevision-0.5b"], ["flops", "--model", "onevision-0.5b", "--json"]],
+    )
+    def test_a_closed_pipe_is_quiet(self, arguments):
+        reader, writer = os.pipe()
+        os.close(reader)
+        try:
+            command = [sys.executable, "-m", "adatp", *arguments]
+            done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+        finally:
+            os.close(writer)
+        assert (done.returncode, done.stderr) == (1, "")
+
+    def test_a_full_disk_is_told(self):
+        with open("/dev/full", "w", encoding="utf-8") as full:
+            command = [sys.executable, "-m", "adatp", "flops", "--model", "onevision-0.5b"]
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (2, "adatp: error: [Errno 28] No space left on device\n")
 
 
 class TestFlops:
