@@ -267,6 +267,15 @@ class TestErrors:
         monkeypatch.setattr("adatp.tables.run.print_flops", interrupt)
         assert run(capsys, "flops", "--model", "onevision-0.5b") == (130, "", "")
 
+    def test_too_little_memory_is_no_bug(self, capsys, monkeypatch):
+        def allocate(*_):
+            raise MemoryError
+
+        monkeypatch.setattr("adatp.tables.run.print_flops", allocate)
+        code, out, err = run(capsys, "flops", "--model", "onevision-0.5b")
+        assert (code, out) == (2, "")
+        assert err == "adatp: error: there is not enough memory; take fewer --frames, or a smaller model\n"
+
     @pytest.mark.parametrize(
         "arguments",
         [["flops", "--model", "onevision-0.5b"], ["flops", "--model", "onevision-0.5b", "--json"]],
