@@ -38,10 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             debug = arguments.debug
             return int(arguments.command(arguments))
         finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()  # what cannot be written shows itself here, not when Python ends
+            _flush()
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python writes when it ends
         return 1
     except (InputError, OSError) as error:
         if debug:
@@ -57,6 +55,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print(_bug(), file=sys.stderr)
         return os.EX_SOFTWARE
+
+
+def _flush() -> None:
+    """Write out what stdout still holds: what cannot be written shows itself here, not when Python ends."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries again when it ends
+        raise
 
 
 def _bug() -> str:

@@ -23,6 +23,11 @@ def run(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+def buffered():
+    """The environment of a process whose output waits in a buffer, as it does for most users."""
+    return {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+
+
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """A checkpoint folder as one would download it, with its SigLIP beside it."""
@@ -285,7 +290,7 @@ class TestErrors:
         os.close(reader)
         try:
             command = [sys.executable, "-m", "adatp", *arguments]
-            done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=buffered())
         finally:
             os.close(writer)
         assert (done.returncode, done.stderr) == (1, "")
@@ -293,7 +298,7 @@ class TestErrors:
     def test_a_full_disk_is_told(self):
         with open("/dev/full", "w", encoding="utf-8") as full:
             command = [sys.executable, "-m", "adatp", "flops", "--model", "onevision-0.5b"]
-            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered())
         assert (done.returncode, done.stderr) == (2, "adatp: error: [Errno 28] No space left on device\n")
 
 
