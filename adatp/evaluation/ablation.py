@@ -13,7 +13,7 @@ from adatp.evaluation.questions import Question
 from adatp.evaluation.session import Loaded
 from adatp.flops import linear_ratio
 from adatp.methods import AdaTP, Method, Unpruned
-from adatp.video import sample_frames
+from adatp.video import Limits, sample_frames
 from adatp_kernels.dispatch import Impl
 
 FIRST = 2  # the first pruned layer, in all of them
@@ -120,6 +120,7 @@ def run(
     methods: Sequence[Method],
     *,
     frames: int,
+    limits: Limits,
     impl: Impl,
     tell: Callable[[str], None],
 ) -> Outcomes:
@@ -134,6 +135,7 @@ def run(
         questions: the questions to ask.
         methods: the methods to prune with; equal ones run once.
         frames: number of frames of every clip.
+        limits: what each video file may cost.
         impl: implementation of the three operations.
         tell: called with the name of each step as it begins.
     """
@@ -142,7 +144,7 @@ def run(
     asked = 0
     for video in dict.fromkeys(question.video for question in questions):
         tell(f"decoding {video}")
-        clip = sample_frames(video, frames)
+        clip = sample_frames(video, frames, limits=limits)
         if clip.note:
             notes[f"{video}: {clip.note}"] = None
         encoded = EncodedClip(loaded, clip)

@@ -18,7 +18,7 @@ from adatp.pruning import apply
 from adatp.relevance import Relevance
 from adatp.report import PruningReport
 from adatp.small.checkpoint import FOLDER, check
-from adatp.video import Clip, sample_frames
+from adatp.video import Clip, Limits, sample_frames
 from adatp_kernels.dispatch import Impl
 
 
@@ -117,14 +117,14 @@ def _try(model: Any, processor: Any, name: str) -> None:
         raise CheckpointError(f"processor of {name} does not fit its model, which finds no video in a prompt")
 
 
-def decode(video: str, frames: int) -> tuple[Clip, float]:
-    """Sample frames of a video file. Return the clip, and the seconds that this took.
+def decode(video: str, frames: int, limits: Limits) -> tuple[Clip, float]:
+    """Sample frames of a video file, within limits. Return the clip, and the seconds that this took.
 
     Raises:
         adatp.video.VideoError: the file cannot be used.
     """
     begin = now()
-    clip = sample_frames(video, frames)
+    clip = sample_frames(video, frames, limits=limits)
     return clip, now() - begin
 
 

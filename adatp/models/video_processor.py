@@ -239,7 +239,7 @@ class VideoProcessor(LlavaOnevisionVideoProcessor):
 def _edge(size: Any) -> int:
     """Return the pixels a side to decode, at least, for a size in any of Hugging Face's forms."""
     edges = vars(size) if isinstance(size, SizeDict) else size if isinstance(size, Mapping) else {"side": size}
-    return max(SHORTEST_EDGE, *(int(edge) for edge in edges.values() if edge))
+    return max([SHORTEST_EDGE, *(int(edge) for edge in edges.values() if edge)])
 
 
 def _target(image: Tensor, size: SizeDict) -> tuple[int, int]:

@@ -37,8 +37,8 @@ class Decoding:
 
         corrupt: set[int | None] = set()
         # A decoder that starts between two keyframes fails, or uses frames that it has not seen.
-        for packet in dropwhile(lambda packet: not packet.is_keyframe, self.container.demux(self.stream)):
-            self.source.check_time()
+        packets = self.source.packets(self.container, self.stream)
+        for packet in dropwhile(lambda packet: not packet.is_keyframe, packets):
             if packet.is_corrupt:
                 corrupt.add(packet.pts)
             try:

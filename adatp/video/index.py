@@ -58,8 +58,7 @@ def packet_index(source: Source) -> Index | None:
     with source.opened() as (container, stream):
         packets, read, corrupt, first, end, newest = 0, 0, 0, None, Fraction(0), None
         shown: dict[int, tuple[int, int | None]] = {}
-        for packet in container.demux():
-            source.check_time()
+        for packet in source.packets(container):
             read += 1
             if read > source.limits.packets:
                 raise source.too_large(f"has {read:,} packets or more", "packets")

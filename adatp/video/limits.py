@@ -1,9 +1,9 @@
 """The limits on what a video file may cost."""
 
 from dataclasses import dataclass, fields
-from math import isfinite
+from math import inf
 
-from adatp.errors import InputError
+from adatp.checks.values import number, require
 
 EIGHT_K = 36_000_000  # a little more than 8192 x 4320
 
@@ -21,7 +21,7 @@ class Limits:
         seconds: largest time that sampling may take, in seconds.
 
     Raises:
-        InputError: a limit is not a number above 0.
+        InputError: a limit is not a finite number above 0.
     """
 
     pixels: int = EIGHT_K
@@ -33,5 +33,4 @@ class Limits:
         """Check the values."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value) or value <= 0:
-                raise InputError(f"{field.name} is {value!r}, it must be a number above 0")
+            require(0 < number(field.name, value) < inf, field.name, value, "above 0 and finite")

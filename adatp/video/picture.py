@@ -24,12 +24,13 @@ class View:
     Attributes:
         aspect: width of a pixel over its height, as the file declares.
         shortest_edge: pixels of the shorter side, or None for all pixels. No picture is enlarged to it.
-        convert: PyAV's `VideoReformatter().reformat`, kept since it remembers the last conversion.
+        convert, copy: PyAV's `VideoReformatter().reformat`, each its own, since each remembers its last conversion.
     """
 
     aspect: Fraction
     shortest_edge: int | None
     convert: Callable[..., "VideoFrame"]
+    copy: Callable[..., "VideoFrame"]
 
     def of(self, frame: "VideoFrame") -> tuple[np.ndarray, str | None]:
         """Return `[H, W, 3]` uint8 RGB, upright, with square pixels, and a note if the file asks for what is not done.
@@ -48,7 +49,8 @@ class View:
             rgb = frame.to_ndarray(format="rgb24")
         else:
             rgb = self.convert(frame, width, height, "rgb24", interpolation="BICUBIC").to_ndarray()
-        matrix = _display_matrix(frame)
+        # PyAV keeps a frame whose side data was read until Python collects cycles, so a tiny copy is read.
+        matrix = _display_matrix(self.copy(frame, 16, 16, "rgb24", interpolation="POINT"))
         if matrix is None:
             return rgb, note
         turned = turn(rgb, matrix)

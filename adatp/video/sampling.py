@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from adatp.errors import InputError
+from adatp.checks.values import integer, require
+from adatp.errors import InputTypeError
 from adatp.video.frames import Decoding
 from adatp.video.index import Index, frame_index, packet_index
 from adatp.video.limits import Limits
@@ -67,15 +68,14 @@ def sample_frames(
 
     Raises:
         VideoError: the file is missing, not a video, cut short, damaged by more than a quarter, or beyond a limit.
-        InputError: `count` or `shortest_edge` is not an integer of at least 1, or `limits` is not a `Limits`.
+        InputError: `count` or `shortest_edge` is not a whole number of at least 1, or an argument has another type.
     """
-    if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
-        raise InputError(f"path is {path!r}, it must be a path of text")
-    _check_count("count", count)
+    require(isinstance(path, str | os.PathLike), "path", path, "a path", InputTypeError)
+    require(isinstance(os.fspath(path), str), "path", path, "a path of text, not of bytes", InputTypeError)
+    count = integer("count", count, least=1)
     if shortest_edge is not None:
-        _check_count("shortest_edge", shortest_edge)
-    if not isinstance(limits, Limits):
-        raise InputError(f"limits is {limits!r}, it must be an adatp.video.Limits")
+        shortest_edge = integer("shortest_edge", shortest_edge, least=1)
+    require(isinstance(limits, Limits), "limits", limits, "an adatp.video.Limits", InputTypeError)
     source = Source(path, limits)
     index = packet_index(source)
     if index is not None:
@@ -84,11 +84,6 @@ def sample_frames(
         with suppress(VideoError):
             return _sample(source, index, count, shortest_edge)
     return _sample(source, frame_index(source), count, shortest_edge)
-
-
-def _check_count(name: str, value: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{name} is {value!r}, it must be an integer of at least 1")
 
 
 def _sample(source: Source, index: Index, count: int, shortest_edge: int | None) -> Clip:
@@ -143,7 +138,8 @@ def pictures(
     from av.video.reformatter import VideoReformatter
 
     with source.opened(one_by_one=index.damaged) as (container, stream):
-        view = View(stream.sample_aspect_ratio or Fraction(1), shortest_edge, VideoReformatter().reformat)
+        convert, copy = VideoReformatter().reformat, VideoReformatter().reformat
+        view = View(stream.sample_aspect_ratio or Fraction(1), shortest_edge, convert, copy)
         decoding = Decoding(source, container, stream)
         at, frames = -1, decoding.frames(index.pts[0])
         kept = set(index.pts) if index.damaged else None

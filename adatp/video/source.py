@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import monotonic
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from adatp.errors import InputError
 from adatp.video.limits import Limits
@@ -65,7 +65,8 @@ class Source:
 
     def too_large(self, what: str, limit: str) -> VideoError:
         """Return the error of a file that is beyond the limit of that name."""
-        return self.error(f"{what}, more than the limit of {getattr(self.limits, limit):,} ({limit})")
+        most = getattr(self.limits, limit)
+        return self.error(f"{what}, more than the limit of {int(most) if most == int(most) else most:,} ({limit})")
 
     def check_time(self) -> None:
         """Raise VideoError if the time is up."""
@@ -126,6 +127,15 @@ class Source:
             except av.FFmpegError as error:
                 raise self.error(f"cannot be decoded: {error.strerror}") from error
 
+    def packets(self, container: "InputContainer", *streams: "VideoStream") -> Iterator[Any]:
+        """Yield the packets of an open container, of all streams or of these, while there is time."""
+        try:
+            for packet in container.demux(*streams):
+                self.check_time()
+                yield packet
+        except IndexError:  # at the end PyAV counts streams that have appeared meanwhile, and does not find them
+            return
+
     def _stream(self, container: "InputContainer") -> "VideoStream":
         """Return the stream that a player shows, within the limits."""
         from av.stream import Disposition
@@ -158,7 +168,13 @@ class _Bytes:
     def __init__(self, source: Source, file: BinaryIO) -> None:
         self._source, self._file = source, file
         self.name = os.fspath(source.path)  # FFmpeg also looks at the ending
-        self.seek, self.tell = file.seek, file.tell
+        self.tell = file.tell
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError):  # a damaged file leads to places that no file has
+            return -1
 
     def read(self, size: int) -> bytes:
         self._source.check_time()

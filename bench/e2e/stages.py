@@ -11,6 +11,7 @@ from adatp.hf.stopwatch import now
 from adatp.methods import Method
 from adatp.models import family_of
 from adatp.relevance import Relevance
+from adatp.video import Limits
 from bench.e2e.exclusive import Exclusive
 from bench.e2e.models import Build
 from bench.e2e.prefill import causal
@@ -40,9 +41,9 @@ def stages(loaded: Loaded, build: Build, video: Path, frames: int, method: Metho
     body = loaded.model.model
     tower, layers = body.vision_tower, body.vision_tower.encoder.layers
     with applied(loaded, method) as pruned:
-        short, _ = decode(str(video), 2)
+        short, _ = decode(str(video), 2, Limits())
         loaded.model.generate(**inputs_of(loaded, short, ANOTHER), max_new_tokens=1, do_sample=False)
-        clip, decoding = decode(str(video), frames)
+        clip, decoding = decode(str(video), frames, Limits())
         begin = now()
         inputs = inputs_of(loaded, clip, QUESTION)
         preprocessing = now() - begin

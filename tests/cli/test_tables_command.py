@@ -143,7 +143,7 @@ class TestWithAVideo:
 
     def test_a_video_too_short(self, capsys, bikes, monkeypatch, counted):
         monkeypatch.setattr(
-            "adatp.evaluation.session.sample_frames", lambda path, count: sample_frames(path, count - 1)
+            "adatp.evaluation.session.sample_frames", lambda path, count, limits: sample_frames(path, count - 1)
         )
         with pytest.raises(ValueError, match=r"bikes\.mp4 has 31 frames; onevision-0.5b takes 32"):
             run(capsys, bikes)

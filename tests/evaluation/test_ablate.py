@@ -18,7 +18,7 @@ from adatp.evaluation.paper.rows import load_paper
 from adatp.evaluation.questions import Question
 from adatp.evaluation.session import Loaded
 from adatp.methods import AdaTP, Unpruned
-from adatp.video import Clip
+from adatp.video import Clip, Limits
 
 
 @pytest.fixture(scope="module")
@@ -38,13 +38,15 @@ def decoded(monkeypatch):
     """The videos that are decoded, in order."""
     videos = []
     monkeypatch.setattr(
-        adatp.evaluation.ablation, "sample_frames", lambda video, frames: videos.append(video) or clip_of(video, frames)
+        adatp.evaluation.ablation,
+        "sample_frames",
+        lambda video, frames, limits: videos.append(video) or clip_of(video, frames),
     )
     return videos
 
 
 def ask(loaded, questions, methods=()):
-    return run(loaded, questions, methods, frames=6, impl="auto", tell=lambda step: None)
+    return run(loaded, questions, methods, frames=6, limits=Limits(), impl="auto", tell=lambda step: None)
 
 
 class TestPlan:

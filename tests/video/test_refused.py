@@ -113,7 +113,7 @@ def test_frame_size_that_changes(tmp_path):
 
 @pytest.mark.parametrize("count", [0, -3, 2.0, True, "8", None])
 def test_count_out_of_range(tmp_path, count):
-    with pytest.raises(ValueError, match=f"count is {count!r}, it must be an integer of at least 1") as caught:
+    with pytest.raises(ValueError, match=f"count must be (at least 1|a whole number .*), got {count!r}") as caught:
         sample_frames(tmp_path / "any.mp4", count)
     assert not isinstance(caught.value, VideoError)
 
