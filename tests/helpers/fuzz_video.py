@@ -134,7 +134,7 @@ def sizes(data, draw):
 
 
 def cut(data, draw):
-    return data[: draw.randrange(1, len(data))]
+    return data[: draw.randrange(len(data))]
 
 
 def references(data, draw):
@@ -210,10 +210,10 @@ def work(folder, first, step, files, until):
     for number in range(first, first + files * step, step):
         if time.time() > until:
             break
+        print(f"file {number}", flush=True)
         name, data = case(number, originals)
         path = folder / f"{first}" / name
         path.write_bytes(data)
-        print(f"file {number}", flush=True)
         opened.clear()
         try:
             check(sample_frames(path, COUNT, shortest_edge=EDGE, limits=LIMITS))

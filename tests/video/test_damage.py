@@ -1,13 +1,14 @@
 """Damaged files: what is lost is said, damaged frames are left out, and too much damage is an error."""
 
 import random
+import re
 
 import numpy as np
 import pytest
 from numbered_video import H264, av, even, numbers, write
 
 from adatp.video import Limits, VideoError, sample_frames
-from adatp.video.index import frame_index, packet_index
+from adatp.video.index import _holes, frame_index, packet_index
 from adatp.video.source import Source
 
 
@@ -159,3 +160,39 @@ def test_the_same_each_time(tmp_path):
         assert (first.frames == again.frames).all()
         assert (first.note, first.total) == (again.note, again.total)
     assert np.all(np.diff(first.times) > 0)
+
+
+def test_damage_that_the_container_flags_is_told_wherever_it_is(tmp_path):
+    """The two frames that are sampled are whole. A counter in the packets shows that one is gone."""
+    path = write(tmp_path / "a.ts", 200, gop=5, b_frames=0)
+    at, data = [at for at, _ in packets_of(path)][101], path.read_bytes()
+    path.write_bytes(data[:at] + data[at + 188 :])
+    clip = sample_frames(path, 2)
+    assert numbers(clip.frames) == [0, 199]
+    assert clip.note == "the file is damaged: 2 of 200 frames are lost or damaged, and left out"
+
+
+def test_frames_that_are_not_in_the_file_any_more_are_counted(tmp_path):
+    """A stream whose packets are gone has holes in its times."""
+    path = write(tmp_path / "a.ts", 200, gop=5, b_frames=0)
+    positions = [at for at, _ in packets_of(path)]
+    data = path.read_bytes()
+    path.write_bytes(data[: positions[100]] + data[positions[120] :])
+    clip = sample_frames(path, 4)
+    lost = re.search(r"the file is damaged: (\d+) of 200 frames are lost or damaged", clip.note)
+    assert 20 <= int(lost[1]) <= 22
+    assert clip.duration == pytest.approx(20, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("ticks", "missing"),
+    [
+        ([0], 0),
+        (range(0, 100, 10), 0),
+        ([0, 10, 20, 50, 60, 70, 80], 2),
+        ([0, 9, 20, 31, 40, 70, 80, 91], 2),
+        ([0, 10, 35, 90, 200, 201], 0),
+    ],
+)
+def test_holes(ticks, missing):
+    assert _holes(np.array(ticks)) == missing

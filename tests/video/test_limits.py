@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numbered_video import av, even, numbers, write
 
-from adatp.video import Limits, VideoError, sample_frames
+from adatp.video import Limits, VideoError, sample_frames, source
 
 
 def still(path, width, height, total=8):
@@ -122,3 +122,27 @@ print(peak() - before)
 """
     found = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
     assert int(found.stdout) < 80
+
+
+def test_reading_ends_when_the_time_is_up(tmp_path):
+    """Also within a call of FFmpeg, which reads through this."""
+    path = write(tmp_path / "a.mp4", 5)
+    late = source.Source(path, Limits(seconds=1e-9))
+    with path.open("rb") as file, pytest.raises(VideoError, match="too many seconds"):
+        source._Bytes(late, file).read(8)
+
+
+def test_frames_that_grow_beyond_the_limit(tmp_path):
+    parts = [still(tmp_path / f"{width}.ts", width, width // 2).read_bytes() for width in (64, 1024)]
+    (tmp_path / "a.ts").write_bytes(b"".join(parts))
+    with pytest.raises(VideoError, match="has frames of 1024 x 512 pixels, more than the limit of 300,000"):
+        sample_frames(tmp_path / "a.ts", 4, limits=Limits(pixels=300_000))
+
+
+def test_decoders_get_fewer_threads_for_larger_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert [source._threads(w * h) for w, h in ((64, 48), (1920, 1080), (3840, 2160), (7680, 4320))] == [16, 8, 2, 1]
+    path = write(tmp_path / "a.mp4", 5)
+    for one_by_one, threads in ((True, 1), (False, 16)):
+        with source.Source(path, Limits()).opened(one_by_one=one_by_one) as (_, stream):
+            assert stream.codec_context.thread_count == threads

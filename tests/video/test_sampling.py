@@ -108,6 +108,14 @@ def test_rounded_times_are_a_constant_rate(rate, ticks):
                 assert choose(pts, count) == even(total, count)
 
 
+@pytest.mark.parametrize("tick", [1, 2**31, 2**50, 2**55])
+def test_long_times_in_short_ticks(tick):
+    """Products that no 64-bit integer holds."""
+    assert choose(np.arange(100) * tick - 2**61, 50) == even(100, 50)
+    uneven = np.array([0, 1, 2, 50, 51, 52, 99]) * tick - 2**61
+    assert choose(uneven, 6) == on_screen(uneven.tolist(), 6)
+
+
 def test_exact_rule_against_linspace():
     """Where numpy's own rounding does not interfere, the rule is numpy's."""
     same = 0
