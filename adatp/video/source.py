@@ -30,7 +30,7 @@ PROTOCOLS = ""  # no way to open another file
 PLAYLIST_HEAD = re.compile(
     rb"\s*(#EXTM3U|ffconcat version|<\?xml.*<MPD|<MPD|\[playlist\]|v=0\r?\n|<ASX)", re.DOTALL | re.I
 )
-UNLISTED = "is in none of the formats that are read: MP4, MOV, MKV, WebM, AVI, TS, MPEG, FLV, OGG, WMV, GIF and others"
+UNLISTED = "cannot be opened: its format is none of those that are read (MP4, MKV, WebM, AVI, TS, GIF, ...), or broken"
 ADDRESS = re.compile(r"[a-z][a-z0-9+.,-]+:", re.I)  # one letter would be a drive
 PATTERN = re.compile(r"%0?\d*d")
 FFMPEG_PIXELS = (1 << 31) - 1  # the largest frame that FFmpeg can count

@@ -137,6 +137,9 @@ def test_frames_that_grow_beyond_the_limit(tmp_path):
     (tmp_path / "a.ts").write_bytes(b"".join(parts))
     with pytest.raises(VideoError, match="has frames of 1024 x 512 pixels, more than the limit of 300,000"):
         sample_frames(tmp_path / "a.ts", 4, limits=Limits(pixels=300_000))
+    with pytest.raises(VideoError) as caught:  # far beyond the limit, where the decoder itself refuses
+        sample_frames(tmp_path / "a.ts", 4, limits=Limits(pixels=5000))
+    assert "1024 x 512" not in str(caught.value)
 
 
 def test_decoders_get_fewer_threads_for_larger_frames(tmp_path, monkeypatch):

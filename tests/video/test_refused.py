@@ -27,7 +27,7 @@ def test_no_file(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"just some text\n" * 40, random.Random(0).randbytes(5000)])
 def test_not_a_media_file(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
-    refused(tmp_path / name, "cannot be|no video|no frames|is empty|none of the formats")
+    refused(tmp_path / name, "cannot be|no video|no frames|is empty|its format is none")
 
 
 def test_audio_only(tmp_path):

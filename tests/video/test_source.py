@@ -49,7 +49,7 @@ def test_no_protocol_is_allowed_either(tmp_path, video, name, monkeypatch):
     path.write_text(PLAYLISTS[name].format(target=video.name))
     monkeypatch.setattr(source, "PLAYLIST_HEAD", re.compile(b"(?!)"))  # which matches nothing
     monkeypatch.setattr(source, "FORMATS", (*source.FORMATS, "concat", "hls"))
-    refused(path, "cannot be opened|none of the formats")
+    refused(path, "cannot be opened")
     monkeypatch.setattr(source, "PROTOCOLS", "file")
     if name == "list.ffconcat":
         assert sample_frames(path, 4).total == 20, "the protocols are what stops it"
@@ -60,7 +60,7 @@ def test_no_protocol_is_allowed_either(tmp_path, video, name, monkeypatch):
 )
 def test_other_formats_are_not_read(tmp_path, text):
     (tmp_path / "a.mp4").write_text(text * 20)
-    refused(tmp_path / "a.mp4", "is in none of the formats that are read: MP4, MOV")
+    refused(tmp_path / "a.mp4", "its format is none of those that are read")
 
 
 def test_the_formats_are_names_of_ffmpeg():
