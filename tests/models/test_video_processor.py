@@ -292,3 +292,25 @@ def test_a_short_file_gives_all_its_frames_and_says_so(tmp_path, pyav):
 def test_what_cannot_be_done_with_a_file(file, path, kwargs, message):
     with pytest.raises(InputError, match=message):
         pixels(path or file, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "edge"),
+    [
+        ({}, 384),
+        ({"size": {"height": 96, "width": 128}}, 384),
+        ({"size": {"height": 96, "width": 512}}, 512),
+        ({"size": {"shortest_edge": 700}}, 700),
+        ({"do_resize": False}, None),
+    ],
+)
+def test_a_file_is_decoded_to_as_many_pixels_as_resizing_needs(bikes, monkeypatch, kwargs, edge):
+    edges = []
+
+    def sample(path, count, shortest_edge):
+        edges.append(shortest_edge)
+        return sample_frames(path, 2)
+
+    monkeypatch.setattr("adatp.models.video_processor.sample_frames", sample)
+    VideoProcessor()(str(bikes), **kwargs)
+    assert edges == [edge]
