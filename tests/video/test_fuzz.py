@@ -1,6 +1,6 @@
 """A short run of the fuzzer; `make fuzz` runs a long one."""
 
-from fuzz_video import case, clips, fuzz
+from fuzz_video import CONTAINERS, case, clips, fuzz
 
 from adatp.video import sample_frames
 
@@ -13,8 +13,9 @@ def test_hostile_files_end_in_a_clip_or_an_error(bikes):
 
 
 def test_what_it_starts_from_is_whole(bikes, tmp_path):
-    for name, data in clips(bikes).items():
-        (tmp_path / name).write_bytes(data)
+    originals = clips(bikes)
+    for name in CONTAINERS:
+        (tmp_path / name).write_bytes(originals[name])
         clip = sample_frames(tmp_path / name, 8)
         assert (clip.total, clip.note) == (24, None), name
 
