@@ -18,6 +18,7 @@ import numpy as np
 
 from adatp.checks.values import integer, require
 from adatp.errors import InputTypeError
+from adatp.video.boxes import check_counts
 from adatp.video.frames import Decoding
 from adatp.video.index import Index, frame_index, packet_index
 from adatp.video.limits import Limits
@@ -77,6 +78,7 @@ def sample_frames(
         shortest_edge = integer("shortest_edge", shortest_edge, least=1)
     require(isinstance(limits, Limits), "limits", limits, "an adatp.video.Limits", InputTypeError)
     source = Source(path, limits)
+    check_counts(source)
     index = packet_index(source)
     if index is not None:
         # If this fails, the other index is tried: a packet may have no frame of its own, seeking may be inexact, and

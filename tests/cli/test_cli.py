@@ -220,7 +220,7 @@ class TestErrors:
             (["--method", "pyramiddrop", "--set", "stages=17"], "stages must be at most the model's 16 layers"),
             (["--max-pixels", "1000"], "has frames of 640 x 272 pixels, more than the limit of 1,000 (pixels)"),
             (["--max-duration", "2.5"], "lasts 10 seconds, more than the limit of 2.5 (duration)"),
-            (["--max-packets", "5"], "has 6 packets or more, more than the limit of 5 (packets)"),
+            (["--max-packets", "5"], "declares 250 packets, more than the limit of 5 (packets)"),
             (["--max-seconds", "1e-9"], "takes too many seconds"),
             (["--max-seconds", "0"], "seconds must be above 0 and finite, got 0.0"),
         ],
