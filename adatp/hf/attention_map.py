@@ -125,7 +125,7 @@ class _Watch:
         def hook(module: nn.Module, args: tuple[Any, ...], projected: Tensor) -> None:
             assert self._tables is not None
             cos, sin = (table.index_select(1, self._rows.to(table.device)) for table in self._tables)
-            self._query = self._family.queries(layer, projected, self._rows, cos, sin)
+            self._query = self._family.queries(layer, projected, cos, sin, rows=self._rows)
 
         return hook
 

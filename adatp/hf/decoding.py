@@ -67,7 +67,7 @@ class Decoding:
         """Store the new token's query from the query projection of decoder layer `index`, if it is needed."""
         if torch.compiler.is_dynamo_compiling() or self._step.asking is None:
             return
-        self._step.query = self._setup.family.rotate(
+        self._step.query = self._setup.family.queries(
             self._setup.family.decoder.layers[index], projected, *self._step.asking
         )
         self._step.asking = None

@@ -111,7 +111,7 @@ class PromptPrefill:
         rows = tokens.places.rows[0]
         if self._tables is None or self.cuts.method.renumbers:
             self._tables = tokens.cos.index_select(1, rows), tokens.sin.index_select(1, rows)
-        self._pending.query = family.queries(family.decoder.layers[index], projected, rows, *self._tables)
+        self._pending.query = family.queries(family.decoder.layers[index], projected, *self._tables, rows=rows)
 
     @torch.no_grad()
     def ask(self, index: int, project: Callable[[Tensor, Tensor, Tables], Tensor]) -> None:

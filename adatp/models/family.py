@@ -8,13 +8,15 @@ Every model of a family must have:
   keyword, and that leave post-rotary keys in `past_key_values.layers[i].keys`;
 - a language model that the body calls with keywords only, and whose `rotary_emb` computes the tables of position ids;
 - a SigLIP vision tower, for text relevance;
-- a decoder with the layers of Qwen2, for the FLOPs of the report.
+- a decoder whose layers can be built by themselves from its configuration, for the FLOPs of the report.
 """
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 from adatp.layout import PromptLayout
 
@@ -114,15 +116,38 @@ class Family(ABC):
     def pool(self, maps: Tensor) -> Tensor:
         """Pool `[F, patches, D]` values of F frames' patches as their features, to `[F, P, D]` without newlines."""
 
-    @abstractmethod
+    # What follows is that of a decoder layer of Llama's kind, such as those of Qwen2 and Qwen3.
+
     def query_projection(self, layer: Any) -> nn.Module:
         """Return the module of a decoder layer that computes its queries, `[B, W, H * d]`, heads side by side."""
+        projection: nn.Module = layer.self_attn.q_proj
+        return projection
 
-    @abstractmethod
     def mlp(self, layer: Any) -> nn.Module:
         """Return the module of a decoder layer that acts on each token of `[B, W, D]` independently."""
+        mlp: nn.Module = layer.mlp
+        return mlp
 
-    @abstractmethod
+    def scale(self, layer: Any) -> float:
+        """Return the factor of the attention logits of a decoder layer."""
+        return float(layer.self_attn.scaling)
+
+    def queries(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor, *, rows: Tensor | None = None) -> Tensor:
+        """Select post-rotary queries from the output of a layer's query projection.
+
+        Args:
+            layer: one of `decoder.layers`.
+            projected: `[B, W, H * d]` output of its query projection.
+            cos, sin: `[B, T, d]` rotary tables; these and `rows` may be on other devices.
+            rows: `[T]` int64, the tokens whose queries are needed; None for all, T = W.
+
+        Returns:
+            `[B, H, T, d]`.
+        """
+        device = projected.device
+        chosen = projected if rows is None else projected.index_select(1, rows.to(device))
+        return _rotated(layer.self_attn, "q_norm", chosen, cos.to(device), sin.to(device))
+
     def project(self, layer: Any, hidden: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
         """Compute post-rotary queries of some of the tokens that enter a decoder layer, and keys of all tokens.
 
@@ -135,37 +160,23 @@ class Family(ABC):
         Returns:
             `[1, H, T, d]` queries and `[1, G, W, d]` keys.
         """
-
-    def queries(self, layer: Any, projected: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Select the queries of some tokens from a layer's query projection, and rotate them to `[1, H, T, d]`.
-
-        Args:
-            layer: one of `decoder.layers`.
-            projected: `[1, W, H * d]` output of its query projection for all tokens.
-            rows: `[T]` int64, the tokens whose queries are needed.
-            cos, sin: `[1, T, d]` rotary tables of these tokens; these and `rows` may be on other devices.
-        """
-        device = projected.device
-        return self.rotate(layer, projected.index_select(1, rows.to(device)), cos.to(device), sin.to(device))
+        normed = layer.input_layernorm(hidden)
+        query, query_cos, query_sin = (part.index_select(1, rows) for part in (normed, cos, sin))
+        return (
+            self.queries(layer, self.query_projection(layer)(query), query_cos, query_sin),
+            _rotated(layer.self_attn, "k_norm", layer.self_attn.k_proj(normed), cos, sin),
+        )
 
     @property
     def has_sliding_windows(self) -> bool:
         """Whether some decoder layers do not attend to all tokens."""
         return "sliding_attention" in (getattr(self.decoder.config, "layer_types", None) or ())
 
-    @abstractmethod
-    def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Compute post-rotary queries or keys of a decoder layer.
 
-        Args:
-            layer: one of `decoder.layers`.
-            projected: `[B, T, H * d]` output of its query or key projection.
-            cos, sin: `[B, T, d]` rotary tables.
-
-        Returns:
-            `[B, H, T, d]`.
-        """
-
-    @abstractmethod
-    def scale(self, layer: Any) -> float:
-        """Return the factor of the attention logits of a decoder layer."""
+def _rotated(attention: Any, norm: str, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate `[B, T, H * d]` projected tokens to `[B, H, T, d]`, normed by the attention's `norm` if it has one."""
+    heads = projected.unflatten(-1, (-1, attention.head_dim))
+    if hasattr(attention, norm):
+        heads = getattr(attention, norm)(heads)
+    heads = heads.transpose(1, 2)
+    return torch.addcmul(heads * cos[:, None], rotate_half(heads), sin[:, None])

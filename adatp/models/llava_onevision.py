@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
-from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
 from adatp.errors import Unsupported, UnsupportedType
 from adatp.layout import PromptLayout
@@ -163,29 +162,6 @@ class LlavaOnevision(Family):
     def pool(self, maps: Tensor) -> Tensor:
         pooled: Tensor = self.body.apply_pooling(maps)
         return pooled
-
-    def query_projection(self, layer: Any) -> nn.Module:
-        projection: nn.Module = layer.self_attn.q_proj
-        return projection
-
-    def mlp(self, layer: Any) -> nn.Module:
-        mlp: nn.Module = layer.mlp
-        return mlp
-
-    def project(self, layer: Any, hidden: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        normed = layer.input_layernorm(hidden)
-        query, query_cos, query_sin = (part.index_select(1, rows) for part in (normed, cos, sin))
-        return (
-            self.rotate(layer, layer.self_attn.q_proj(query), query_cos, query_sin),
-            self.rotate(layer, layer.self_attn.k_proj(normed), cos, sin),
-        )
-
-    def rotate(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        heads = projected.unflatten(-1, (-1, layer.self_attn.head_dim)).transpose(1, 2)
-        return torch.addcmul(heads * cos[:, None], rotate_half(heads), sin[:, None])
-
-    def scale(self, layer: Any) -> float:
-        return float(layer.self_attn.scaling)
 
 
 def _runs(chosen: Tensor) -> list[tuple[int, int]]:
