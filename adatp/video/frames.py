@@ -29,7 +29,7 @@ class Decoding:
     lost: int = 0
 
     def frames(self, first: int | None = None) -> Iterator[tuple["VideoFrame", bool]]:
-        """Yield each frame from the current position of the file, or from the time `first` on, and if it is damaged.
+        """Yield each frame from the current position of the file, or from `first` on, and whether it is damaged.
 
         Parts of a damaged frame are missing, and the decoder has made them up.
         """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from av.stream import Stream
     from av.video.stream import VideoStream
 
-WORST = Fraction(1, 4)  # of the frames may be lost or concealed
+WORST = Fraction(1, 4)  # of the frames may be lost or damaged
 CUT = "the file ends in the middle of a packet, so the end of the video may be missing"
 
 
@@ -32,7 +32,7 @@ class Index:
         last: ticks that the last frame stays on screen.
         base: seconds.
         note: a note for the user about the file, or None.
-        damaged: whether frames are lost or concealed. The frames of such a file are decoded one after the other.
+        damaged: whether frames are lost or damaged. The frames of such a file are decoded one after the other.
     """
 
     pts: Sequence[int | None]

@@ -15,7 +15,8 @@ class Limits:
     The defaults take what a camera or a film brings: 8K, four hours.
 
     Attributes:
-        pixels: largest width x height of a stored frame. Checked before a frame is decoded.
+        pixels: largest width x height of a stored frame. It is checked before sampling decodes; when opening a file, or
+            where the size grows later, FFmpeg may decode a frame of about twice as many before it is refused.
         duration: largest length, in seconds.
         packets: largest number of packets that are read to find the frames, those of sound included.
         seconds: largest time that sampling may take, in seconds.

@@ -29,7 +29,7 @@ import numpy as np
 from adatp.video import Limits, VideoError, sample_frames
 
 SECONDS = 10  # that a file may take
-MEMORY = 400 << 20  # bytes that a process may grow by: three hundred frames of 640 x 480 at the limit of pixels
+MEMORY = 400 << 20  # bytes that a process may grow by: some thirty frames as the decoder has them, of twice the limit
 LIMITS = Limits(pixels=4_000_000, seconds=5)
 COUNT, EDGE = 8, 64
 BAIT = "bait.mp4"  # a file that nothing may open

@@ -6,6 +6,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
+from adatp.video import VideoError, sample_frames
+
 av = pytest.importorskip("av", reason="PyAV is not installed: pip install av")
 
 HEIGHT, WIDTH, BLOCK = 48, 64, 16
@@ -74,3 +76,11 @@ def patch(path, box, offset, layout, *values):
 def even(total, count):
     """floor(linspace(0, total - 1, count)) without rounding errors."""
     return [k * (total - 1) // (count - 1) for k in range(count)] if count > 1 else [0]
+
+
+def refused(path, reason, count=8):
+    """Hold a file to be refused with one line that begins with its path and matches `reason`."""
+    with pytest.raises(VideoError, match=reason) as caught:
+        sample_frames(path, count)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)

@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from numbered_video import H264, av, even, numbers, write
+from numbered_video import H264, HEIGHT, WIDTH, av, even, numbers, picture, write
 
 from adatp.video import Limits, VideoError, sample_frames
 from adatp.video.index import _holes, frame_index, packet_index
@@ -123,8 +123,6 @@ def test_a_gif_without_a_trailer_is_whole(tmp_path):
 
 
 def write_gif(path, total):
-    from numbered_video import HEIGHT, WIDTH, picture
-
     with av.open(str(path), "w") as container:
         stream = container.add_stream("gif", rate=10)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "rgb8"

@@ -6,16 +6,9 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from numbered_video import HEIGHT, WIDTH, av, even, numbers, picture, write
+from numbered_video import HEIGHT, WIDTH, av, even, numbers, picture, refused, write
 
 from adatp.video import VideoError, sample_frames
-
-
-def refused(path, reason, count=8):
-    with pytest.raises(VideoError, match=reason) as caught:
-        sample_frames(path, count)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert "\n" not in str(caught.value)
 
 
 def test_no_file(tmp_path):

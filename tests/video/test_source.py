@@ -7,9 +7,9 @@ import threading
 
 import numpy as np
 import pytest
-from numbered_video import av, even, numbers, write
+from numbered_video import av, even, numbers, refused, write
 
-from adatp.video import Limits, VideoError, sample_frames, source
+from adatp.video import Limits, sample_frames, source
 
 PLAYLISTS = {
     "list.ffconcat": "ffconcat version 1.0\nfile {target}\n",
@@ -22,12 +22,6 @@ PLAYLISTS = {
     "a.pls": "[playlist]\nFile1={target}\n",
     "a.asx": "<asx version='3.0'><entry><ref href='{target}'/></entry></asx>",
 }
-
-
-def refused(path, reason):
-    with pytest.raises(VideoError, match=reason) as caught:
-        sample_frames(path, 4)
-    assert str(caught.value).startswith(f"{path}: ")
 
 
 @pytest.fixture
