@@ -18,6 +18,7 @@ from adatp.hf.setup import Setup
 from adatp.hf.support import is_applied
 from adatp.hf.tensor_parallel import average_over_ranks
 from adatp.methods import Method, method_of
+from adatp.methods.method import BeforeDecoder
 from adatp.models import family_of
 from adatp.models.family import Family
 from adatp.relevance import NoRelevanceWarning, Questions, Relevance
@@ -167,6 +168,11 @@ def apply(
     method.check(family.decoder.config.num_hidden_layers)
     if family.has_sliding_windows:
         raise Unsupported("the model has sliding-window layers, whose window would span dropped tokens")
+    if isinstance(method, BeforeDecoder) and method.wants_tower and not family.offers_attention:
+        raise Unsupported(
+            f"method {method.name!r} reads the attention of the vision tower, which {family.model_type} models do not "
+            "offer; use another method"
+        )
     if compile_layers:
         check_compiling(model, family)
     loaded = None
@@ -248,6 +254,13 @@ def _load_relevance(
     """Return the aligned SigLIP and ""; or None and the reason why there is none."""
     if relevance is None:
         return None, "relevance=None"
+    if family.tower_layers is None:
+        if relevance == "auto":
+            return None, f"the vision tower of a {family.model_type} model has no aligned text tower"
+        raise Unsupported(
+            f"relevance must be None or 'auto' for a {family.model_type} model: its vision tower is no SigLIP, which "
+            "another SigLIP could continue"
+        )
     if isinstance(relevance, Relevance):
         loaded = relevance
     else:

@@ -10,7 +10,7 @@ from torch import Tensor
 from adatp.checks.values import integer, require
 from adatp.errors import InputError
 from adatp.flops import Flops, PrefillCounter
-from adatp.layout import VideoGrid
+from adatp.layout import Videos, VideoSize
 from adatp.methods.method import Method
 
 
@@ -34,12 +34,11 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Sample(VideoGrid):
+class Sample(Videos):
     """One prompt of the batch.
 
     Attributes:
-        videos: number of frames of each video; their sum is n, `frames`. Empty for a prompt without a video.
-        grid: rows and columns of a frame's tokens; their product is c, `tokens_per_frame`.
+        videos: size of each video; their frames add up to n, `frames`. Empty for a prompt without a video.
         other_tokens: number of prompt tokens that are never pruned.
         question: the question that the relevance was computed with; None if it was not computed.
         kept: number of visual tokens at every layer's input, N entries.
@@ -48,8 +47,7 @@ class Sample(VideoGrid):
         method: the method, with the settings that it ran at; None for a prompt without a video.
     """
 
-    videos: tuple[int, ...]
-    grid: tuple[int, int]
+    videos: tuple[VideoSize, ...]
     other_tokens: int
     question: str | None
     kept: tuple[int, ...]
@@ -74,14 +72,25 @@ class Sample(VideoGrid):
         A merged or pooled token counts as the token that it stands for.
 
         Raises:
+            InputError: there is no such layer; or the videos have different grids, see `kept_masks`.
+        """
+        masks = self.kept_masks(layer)
+        return torch.cat(masks).view(self.frames, self.tokens_per_frame)
+
+    def kept_masks(self, layer: int) -> list[Tensor]:
+        """Return for each video `[frames, c]` bool on the host, see `kept_mask`; the videos may have different grids.
+
+        Raises:
             InputError: there is no such layer.
         """
         layer = integer("layer", layer)
         require(0 <= layer < len(self.kept), "layer", layer, f"from 0 to {len(self.kept) - 1}")
         cuts = [cut for cut in self._origins if cut <= layer]
-        if not cuts:
-            return torch.ones(self.frames, self.tokens_per_frame, dtype=torch.bool)
-        return torch.isin(self._visual, self._origins[max(cuts)].cpu()).view(self.frames, self.tokens_per_frame)
+        kept = torch.ones(self.visual_tokens, dtype=torch.bool)
+        if cuts:
+            kept = torch.isin(self._visual, self._origins[max(cuts)].cpu())
+        own = kept.split([video.tokens for video in self.videos])
+        return [mask.view(video.frames, -1) for mask, video in zip(own, self.videos, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -159,8 +168,7 @@ class PruningReport:
         samples = [
             {
                 "frames": s.frames,
-                "videos": list(s.videos),
-                "tokens_per_frame": s.tokens_per_frame,
+                "videos": [_size_to_dict(video) for video in s.videos],
                 "visual_tokens": s.visual_tokens,
                 "other_tokens": s.other_tokens,
                 "question": s.question,
@@ -182,6 +190,16 @@ class PruningReport:
             report["flops"] = self.flops.to_dict()
             report["cache_bytes"] = {"pruned": self.cache_bytes, "unpruned": self.cache_bytes_full}
         return report
+
+
+def _size_to_dict(video: VideoSize) -> dict[str, int]:
+    grid = video.grid
+    return {
+        "frames": video.frames,
+        "rows": grid.rows,
+        "columns": grid.columns,
+        "temporal_patch": video.temporal_patch,
+    }
 
 
 def passed_through(reason: str) -> PruningReport:

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 
 import adatp
 from adatp.evaluation.heldout import paper_of
+from adatp.layout import Grid
 from adatp.methods.method import BeforeDecoder, Video
 from adatp.small.checkpoint import FOLDER
 
@@ -24,9 +25,9 @@ class EveryOtherFrame(BeforeDecoder):
 
     stride: int = 2
 
-    def count(self, frames: int, grid: tuple[int, int]) -> int:
+    def count(self, frames: int, grid: Grid) -> int:
         """Tokens that are left of a video: what every layer will see, known before anything runs."""
-        return -(-frames // self.stride) * grid[0] * grid[1]
+        return -(-frames // self.stride) * grid.tokens
 
     def compress(self, video: Video) -> tuple[Tensor, Tensor]:
         """Which of the n * c tokens are left, `[W]`, and what they are, `[W, D]`."""

@@ -140,14 +140,17 @@ def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
     """Draw the four PNGs and return their paths."""
     from adatp.figures.drawings import draw_kept, draw_per_frame, draw_per_position, draw_top_tokens
 
-    attention, title = study.attention, f"{study.question}  ({study.model}, {study.video})"
+    attention, grid, title = study.attention, study.attention.grid, f"{study.question}  ({study.model}, {study.video})"
     paths = [folder / f"{name}.png" for name in ("attention_per_frame", "attention_per_position", "top_tokens", "kept")]
     draw_per_frame(paths[0], found.per_frame.numpy(), title)
-    draw_per_position(paths[1], found.per_position.numpy(), title)
+    draw_per_position(paths[1], found.per_position.numpy(), title, newlines=grid.newlines)
     draw_top_tokens(paths[2], attention.scores.numpy(), found.kinds.numpy(), title)
     last = len(attention.scores) - 1
-    kept = {run.name: run.sample.kept_mask(last).view(-1, *attention.grid).numpy() for run in study.runs.values()}
-    draw_kept(paths[3], study.clip.frames, kept, f"{title}: what enters layer {last}, the last")
+    kept = {
+        run.name: run.sample.kept_mask(last).view(-1, grid.rows, grid.columns).numpy() for run in study.runs.values()
+    }
+    what = f"{title}: what enters layer {last}, the last"
+    draw_kept(paths[3], study.clip.frames, kept, what, newlines=grid.newlines)
     return paths
 
 
@@ -160,7 +163,6 @@ def _print(study: "Study", found: "Biases", paths: Sequence[Path]) -> None:
     from adatp.tables.tabulate import print_table
 
     attention = study.attention
-    rows, _ = attention.grid
     console = Console(highlight=False)
     print_notes(console, study.notes)
     last = min(LAST_FRAMES, attention.frames)
@@ -171,7 +173,9 @@ def _print(study: "Study", found: "Biases", paths: Sequence[Path]) -> None:
         factor, row, column = (values[layer].item() for values in found.peak)
         line = [str(layer), f"{found.in_last[layer]:.1%}"]
         line += [f"{kinds[kind]:.1%}" for kind in (Bias.ENDS, Bias.POSITION, Bias.BOTH)]
-        lines.append([*line, f"{factor:.2f}", str(row), str(column) if column < rows else "newline"])
+        lines.append(
+            [*line, f"{factor:.2f}", str(row), str(column) if column < attention.grid.patch_columns else "newline"]
+        )
     print_table(head, lines, title="Where the top 10 % by attention are; the peak position, over the mean", left=0)
     for path in paths:
         print(path)

@@ -1,15 +1,20 @@
 """Pruning of one prompt's videos before the decoder."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
-from adatp.errors import Unsupported
 from adatp.layout import PromptLayout
 from adatp.methods.method import BeforeDecoder, Video
+from adatp.tensors.transfer import send
 
 
 class Compression:
     """The pruning of one prompt by a method that works before the decoder.
+
+    There may be other tokens between the frames of a video. Then each kept token stays among the frames around the
+    token that it is or stands for.
 
     Args:
         method: chooses the tokens that are kept.
@@ -21,9 +26,6 @@ class Compression:
         kept: number of visual tokens that are kept.
         left: `[W]` int64 index of each kept token in the whole prompt; a merged or pooled token has the index of the
             token that it stands for. None before `apply`.
-
-    Raises:
-        Unsupported: there are other tokens between the tokens of a video.
     """
 
     def __init__(
@@ -31,50 +33,50 @@ class Compression:
     ) -> None:
         self.method = method
         self.layout = layout
+        self.kept = sum(method.count(video.frames, video.grid) for video in layout.videos)
         self.left: Tensor | None = None
         self._saliency = saliency
         self._keys = keys
-        self._begins: list[int] = []  # of every video
-        c, frame = layout.tokens_per_frame, 0
-        for frames in layout.videos:
-            begins = layout.begins[frame : frame + frames]
-            if begins != tuple(range(begins[0], begins[0] + frames * c, c)):
-                raise Unsupported(
-                    f"method {method.name!r} needs videos without other tokens between their own; use a method that "
-                    "works between the layers, such as 'adatp' or 'fastv'"
-                )
-            self._begins.append(begins[0])
-            frame += frames
-        self._counts = [method.count(frames, layout.grid) for frames in layout.videos]
-        self.kept = sum(self._counts)
 
     def apply(self, hidden: Tensor) -> Tensor:
         """Prune the prompt's `[1, L, D]` embeddings, and return the `[1, W, D]` that the decoder is given."""
-        c, device = self.layout.tokens_per_frame, hidden.device
-        index = torch.arange(hidden.shape[1], device=device)
-        origins, parts, end, frame = [], [], 0, 0
-        for begin, frames in zip(self._begins, self.layout.videos, strict=True):
-            stop = begin + frames * c
-            members = slice(frame, frame + frames)
+        layout, device = self.layout, hidden.device
+        is_text = torch.ones(layout.length, dtype=torch.bool)
+        is_text[layout.visual] = False
+        text = send(is_text.nonzero().flatten(), device)
+        origins, parts, places = [text], [hidden[0, text]], [text]
+        run = send(_runs(layout), device)  # [N_v]
+        frame = token = 0
+        for video, visual in zip(layout.videos, layout.visual_of_videos(), strict=True):
+            members, own = slice(frame, frame + video.frames), slice(token, token + video.tokens)
+            index = send(visual, device)
             chosen, tokens = self.method.compress(
                 Video(
-                    tokens=hidden[0, begin:stop].unflatten(0, (frames, c)),
-                    grid=self.layout.grid,
+                    tokens=hidden[0, index],
+                    grid=video.grid,
                     saliency=None if self._saliency is None else self._saliency[members],
                     keys=None if self._keys is None else self._keys[members],
                 )
             )
-            origins += [index[end:begin], begin + chosen]
-            parts += [hidden[0, end:begin], tokens]
-            end, frame = stop, frame + frames
-        self.left = torch.cat([*origins, index[end:]])
-        return torch.cat([*parts, hidden[0, end:]])[None]
+            origins.append(index.flatten()[chosen])
+            parts.append(tokens)
+            places.append(run[own][chosen])
+            frame, token = members.stop, own.stop
+        order = torch.cat(places).argsort(stable=True)
+        self.left = torch.cat(origins)[order]
+        return torch.cat(parts)[order][None]
 
-    def slots(self) -> Tensor:
-        """Return `[W]` bool on the host, True for the kept tokens that are visual."""
-        visual = torch.zeros(self.layout.length - self.layout.visual_tokens + self.kept, dtype=torch.bool)
-        gone = 0
-        for begin, count, frames in zip(self._begins, self._counts, self.layout.videos, strict=True):
-            visual[begin - gone : begin - gone + count] = True
-            gone += frames * self.layout.tokens_per_frame - count
-        return visual
+    def visual(self) -> Tensor:
+        """Return `[W]` bool on the device, True for the kept tokens that are visual."""
+        assert self.left is not None, "the prompt has been compressed"
+        is_visual = torch.zeros(self.layout.length, dtype=torch.bool)
+        is_visual[self.layout.visual] = True
+        return send(is_visual, self.left.device)[self.left]
+
+
+def _runs(layout: PromptLayout) -> Tensor:
+    """Return `[N_v]` int64: for each visual token the first token of the run of neighbouring frames that it is in."""
+    starts = [layout.begins[0]]
+    for (begin, following), tokens in zip(pairwise(layout.begins), layout.frame_tokens, strict=False):
+        starts.append(starts[-1] if following == begin + tokens else following)
+    return torch.tensor(starts).repeat_interleave(torch.tensor(layout.frame_tokens))

@@ -7,13 +7,14 @@ tried at several settings, and the host reads the device once for each.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from adatp.engine.scoring import Scoring
+from adatp.engine.tokens import Places, Tokens
 from adatp.flops import linear_ratio
 from adatp.layout import PromptLayout, by_layer
 from adatp.methods.method import BetweenLayers, Grouping
@@ -23,64 +24,6 @@ from adatp_kernels.select import FIXED, select
 
 FLOPS_TOLERANCE = 0.0005  # of a share that was asked for
 DEFAULT = Scoring()
-
-
-@dataclass(frozen=True)
-class Places:
-    """Where the text rows and the prunable tokens are among the W tokens that enter a layer.
-
-    Attributes:
-        rows: `[1, T]` int64, on the device: the text rows.
-        columns: begin and end of the range that holds all prunable tokens.
-        begin: `[1, n]` int64, on the device. Before the first cut: the first token of each frame. After it, when
-            tokens are missing from the frames: the first token of each segment.
-    """
-
-    rows: Tensor
-    columns: tuple[int, int]
-    begin: Tensor
-
-    def to(self, device: torch.device) -> "Places":
-        """Return the same places with their tensors on `device`."""
-        return Places(self.rows.to(device), self.columns, self.begin.to(device))
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """The W tokens of the prompt that enter a layer.
-
-    Attributes:
-        hidden: `[1, W, D]`.
-        cos, sin: `[1, W, d]` rotary tables of the tokens' original positions.
-        position: `[1, W]` int64 index of a prunable token within its frame; `FIXED` for a token that always stays.
-        origin: `[1, W]` int64 index in the whole prompt.
-        places: where the text rows and the prunable tokens are.
-    """
-
-    hidden: Tensor
-    cos: Tensor
-    sin: Tensor
-    position: Tensor
-    origin: Tensor
-    places: Places
-
-    @property
-    def width(self) -> int:
-        return self.hidden.shape[1]
-
-    def follow(self, hidden: Tensor) -> "Tokens":
-        """Return the same tokens with the output of a layer as their hidden states, all on the output's device."""
-        device = hidden.device
-        if device == self.cos.device:
-            return replace(self, hidden=hidden)
-        return Tokens(
-            hidden,
-            self.cos.to(device),
-            self.sin.to(device),
-            self.position.to(device),
-            self.origin.to(device),
-            self.places.to(device),
-        )
 
 
 @dataclass(frozen=True)
@@ -123,9 +66,11 @@ class Cuts:
         flops: target cost of the prefill, as a share of the unpruned prefill's FLOPs (linear layers); None if the
             settings of `method` already give the cost.
         draft: number of tokens at the end of `layout` that follow the prompt; they do not count in its cost.
+        may_renumber: whether the model's positions can be renumbered, if the method does that.
 
     Attributes:
         method, layers, layout: the arguments.
+        renumbers: whether the kept tokens get consecutive positions.
         ratios: for every layer with a cut before it, in order: the share of the visual tokens that may enter it.
         plan: the result of the first cut; None before it.
         origins: for every layer with a cut before it: `Tokens.origin` after the cut.
@@ -146,9 +91,11 @@ class Cuts:
         scoring: Scoring = DEFAULT,
         flops: float | None = None,
         draft: int = 0,
+        may_renumber: bool = True,
     ) -> None:
         layout.check()
         self.method = method
+        self.renumbers = method.renumbers and may_renumber
         self.layers = layers
         self.layout = layout
         self.ratios = method.cuts(layers)
@@ -194,10 +141,11 @@ class Cuts:
         """Return the tokens of the uncut prompt, from `[1, L, D]` hidden states and `[1, L, d]` rotary tables."""
         layout, device = self.layout, hidden.device
         begin = send(torch.tensor([layout.begins]), device)  # [1, n]
-        within = torch.arange(layout.tokens_per_frame, device=device)
-        visual = (begin[..., None] + within).flatten(1)  # [1, N_v]
         position = torch.full((1, layout.length), FIXED, device=device)
-        position.scatter_(1, visual, within.repeat(layout.frames)[None])
+        own = begin.split([video.frames for video in layout.videos], 1)
+        for begins, video in zip(own, layout.videos, strict=True):
+            within = torch.arange(video.grid.tokens, device=device)
+            position.scatter_(1, (begins[..., None] + within).flatten(1), within.repeat(video.frames)[None])
         return Tokens(
             hidden=hidden,
             cos=cos,
@@ -228,7 +176,7 @@ class Cuts:
         else:
             keep = self._make_first_cut(tokens, scores)
         width = self._widths[k]
-        tables = () if self.method.renumbers else (tokens.cos, tokens.sin)
+        tables = () if self.renumbers else (tokens.cos, tokens.sin)
         hidden, position, origin, *moved = compact(
             keep, [width], (tokens.hidden, tokens.position, tokens.origin, *tables), impl=self._scoring.impl
         )
@@ -259,7 +207,7 @@ class Cuts:
             tokens.position,
             tokens.places.begin,
             quota,
-            positions=self.layout.tokens_per_frame,
+            positions=max(self.layout.frame_tokens),
             start=tokens.places.columns[0],
             segment=segment,
             # after the first cut no position occurs twice in a segment
@@ -335,12 +283,12 @@ class Cuts:
         """
         assert self.plan is not None
         fixed = [self._fixed] * self.layout.frames  # fixed tokens before each segment; all of them in empty slots
-        segment_of_frame = self.plan.segment_of_frame.tolist()
-        for frame in reversed(range(self.layout.frames)):
-            fixed[segment_of_frame[frame]] = self.layout.begins[frame] - frame * self.layout.tokens_per_frame
+        frames = zip(self.plan.segment_of_frame.tolist(), self.layout.begins, self.layout.tokens_before, strict=True)
+        for segment, begin, prunable in reversed(list(frames)):
+            fixed[segment] = begin - prunable
         kept = self.plan.kept
-        begin = torch.tensor(fixed) + kept.cumsum(1) - kept  # [K, S]
+        begins = torch.tensor(fixed) + kept.cumsum(1) - kept  # [K, S]
         moved = torch.tensor([[width - self.layout.length] for width in self._widths])  # [K, 1]
-        sent = send(torch.cat([moved, begin], 1), rows.device)
+        sent = send(torch.cat([moved, begins], 1), rows.device)
         parts = zip((rows + sent[:, :1]).split(1), sent[:, 1:].split(1), self._widths, strict=True)
-        return [Places(own, self._columns(width), begins) for own, begins, width in parts]
+        return [Places(own, self._columns(width), begin) for own, begin, width in parts]

@@ -13,7 +13,6 @@ def whole_sample(layers: int, length: int) -> Sample:
     """Describe a prompt of `length` tokens without a video: every layer sees all of it."""
     return Sample(
         videos=(),
-        grid=(0, 0),
         other_tokens=length,
         question=None,
         kept=(0,) * layers,
@@ -39,7 +38,7 @@ def cut_sample(cuts: Cuts, length: int, question: str | None) -> Sample:
     def kept(whole: int, after: Tensor) -> tuple[int, ...]:
         return tuple(by_layer(cuts.layers, whole, dict(zip(cuts.ratios, after.tolist(), strict=True))))
 
-    home, similar = plan.segment_of_frame.tolist(), plan.similarity.tolist()
+    home, similar, tokens = plan.segment_of_frame.tolist(), plan.similarity.tolist(), layout.frame_tokens
     segments = []
     for s in sorted(set(home)):
         members = [i for i, value in enumerate(home) if value == s]
@@ -49,12 +48,11 @@ def cut_sample(cuts: Cuts, length: int, question: str | None) -> Sample:
                 stop=members[-1] + 1,
                 similarity=None if question is None else sum(similar[i] for i in members) / len(members),
                 significant=bool(plan.significant[s]),
-                kept=kept(len(members) * layout.tokens_per_frame, plan.kept[:, s]),
+                kept=kept(sum(tokens[members[0] : members[-1] + 1]), plan.kept[:, s]),
             )
         )
     return Sample(
         videos=layout.videos,
-        grid=layout.grid,
         other_tokens=length - layout.visual_tokens,
         question=question,
         kept=kept(layout.visual_tokens, plan.kept.sum(1)),
@@ -72,7 +70,6 @@ def compressed_sample(compression: Compression, layers: int, length: int) -> Sam
     assert compression.left is not None, "a finished prefill has been compressed"
     return Sample(
         videos=layout.videos,
-        grid=layout.grid,
         other_tokens=length - layout.visual_tokens,
         question=None,
         kept=kept,

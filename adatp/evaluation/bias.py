@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from adatp.errors import InputError
+from adatp.layout import Grid
 
 # as in the paper
 TOP_SHARE = 0.1  # share of the visual tokens that are the top tokens
@@ -36,14 +37,14 @@ def per_frame(scores: Tensor) -> Tensor:
     return scores.sum(2)
 
 
-def per_position(scores: Tensor, grid: tuple[int, int]) -> Tensor:
+def per_position(scores: Tensor, grid: Grid) -> Tensor:
     """Return the attention to each position in all frames, over the mean of the positions (fig. 3 and 6).
 
     Returns:
         `[N, rows, columns]`.
     """
     position = scores.sum(1)
-    return (position / position.mean(1, keepdim=True)).view(-1, *grid)
+    return (position / position.mean(1, keepdim=True)).view(-1, grid.rows, grid.columns)
 
 
 def top_tokens(scores: Tensor, share: float = TOP_SHARE) -> Tensor:
@@ -88,10 +89,10 @@ class Peak(NamedTuple):
     column: Tensor
 
 
-def peak(scores: Tensor, grid: tuple[int, int]) -> Peak:
+def peak(scores: Tensor, grid: Grid) -> Peak:
     """Find the peak of `per_position`; of equal positions, the earlier one."""
     factor, position = per_position(scores, grid).flatten(1).sort(dim=1, descending=True, stable=True)
-    return Peak(factor[:, 0], position[:, 0] // grid[1], position[:, 0] % grid[1])
+    return Peak(factor[:, 0], position[:, 0] // grid.columns, position[:, 0] % grid.columns)
 
 
 def frames_at_ends(frames: int) -> Tensor:
@@ -140,7 +141,7 @@ class Biases(NamedTuple):
     peak: Peak
 
 
-def measure(scores: Tensor, grid: tuple[int, int]) -> Biases:
+def measure(scores: Tensor, grid: Grid) -> Biases:
     """Compute the biases of `[N, n, c]` scores."""
     top = top_tokens(scores)
     return Biases(per_frame(scores), per_position(scores, grid), classify(top), share_in_last(top), peak(scores, grid))

@@ -43,14 +43,14 @@ class EncodedClip:
         inputs = dict(inputs_of(self._loaded, self._clip, question))
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             return inputs
-        pixels = inputs.pop("pixel_values_videos")
+        family = family_of(model)
+        encode = getattr(model, f"get_{family.modality}_features")
+        given = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
         if self._features is None:
-            self._features = model.get_video_features(
-                pixel_values_videos=pixels,
-                return_dict=True,
-                output_hidden_states=family_of(model).tower_states_wanted,  # the layers that any method may want
-            )
-        return {**inputs, "mm_encoder_outputs": {"video": self._features}}
+            kept = family.encoder_kwargs(attention=family.offers_attention)  # whatever any method may read
+            self._features = encode(**given, **kept, return_dict=True)
+        del inputs[family.pixels]
+        return {**inputs, "mm_encoder_outputs": {family.modality: self._features}}
 
 
 class Measured(NamedTuple):

@@ -108,9 +108,10 @@ def _try(model: Any, processor: Any, name: str) -> None:
     """
     frames, metadata = np.zeros((2, 28, 28, 3), np.uint8), {"total_num_frames": 2, "fps": 1.0, "frames_indices": [0, 1]}
     with loading("processor of", name):
-        ids = _inputs(processor, frames, metadata, "?")["input_ids"][0]
+        inputs = _inputs(processor, frames, metadata, "?")
+    family = family_of(model)
     try:
-        layout = family_of(model).layout(ids)
+        layout = family.layout(inputs["input_ids"][0], family.sizes(inputs))
     except Unsupported as error:
         raise CheckpointError(f"processor of {name} does not fit its model: {error}") from error
     if layout is None:

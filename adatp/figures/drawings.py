@@ -44,28 +44,26 @@ def draw_per_frame(path: Path, per_frame: np.ndarray, title: str) -> None:
     _write(figure, path)
 
 
-def draw_per_position(path: Path, per_position: np.ndarray, title: str) -> None:
+def draw_per_position(path: Path, per_position: np.ndarray, title: str, *, newlines: bool = False) -> None:
     """Draw figures 3 and 6: the attention to each position.
-
-    If there is one more column than rows, the last column holds newlines. It is drawn apart from the others.
 
     Args:
         path: file to write; ends in .png.
         per_position: `[N, rows, columns]` over the mean, as `adatp.evaluation.bias.per_position` returns it.
         title: the question and the model.
+        newlines: whether the last column holds newlines; it is drawn apart from the others.
     """
-    _, rows, columns = per_position.shape
     figure, panels = _panels(per_position, columns=8, cell=(1.45, 1.5), title=title)
     for layer, axis in panels.items():
         picture = per_position[layer]
         row, column = np.unravel_index(picture.argmax(), picture.shape)
-        if columns > rows:
-            picture = np.insert(picture, rows, np.nan, axis=1)
+        if newlines:
+            picture = np.insert(picture, picture.shape[1] - 1, np.nan, axis=1)
         axis.imshow(picture, cmap="Blues", vmin=0, interpolation="nearest")
         axis.set_title(f"layer {layer}: {per_position[layer].max():.2f}x at {row}, {column}", fontsize=6, loc="left")
         axis.set_axis_off()
-    newlines = "; at the right, newlines" if columns > rows else ""
-    figure.supxlabel(f"attention to each position in all frames; peak over mean at row, column{newlines}", fontsize=8)
+    note = "; at the right, newlines" if newlines else ""
+    figure.supxlabel(f"attention to each position in all frames; peak over mean at row, column{note}", fontsize=8)
     _write(figure, path)
 
 
@@ -97,7 +95,9 @@ def draw_top_tokens(path: Path, scores: np.ndarray, kinds: np.ndarray, title: st
     _write(figure, path)
 
 
-def draw_kept(path: Path, frames: np.ndarray, kept: dict[str, np.ndarray], title: str) -> None:
+def draw_kept(
+    path: Path, frames: np.ndarray, kept: dict[str, np.ndarray], title: str, *, newlines: bool = False
+) -> None:
     """Draw figure 5: the frames of each method, with dropped tokens in white.
 
     Args:
@@ -105,10 +105,14 @@ def draw_kept(path: Path, frames: np.ndarray, kept: dict[str, np.ndarray], title
         frames: `[n, H, W, 3]` uint8.
         kept: `[n, rows, columns]` bool, by the method's name.
         title: the question, the model, and the layer whose input is drawn.
+        newlines: whether the last column of a frame holds newlines.
     """
     height = round(_FRAME_WIDTH * frames.shape[1] / frames.shape[2])
     small = [np.asarray(Image.fromarray(f).resize((_FRAME_WIDTH, height), Image.Resampling.LANCZOS)) for f in frames]
-    sheets = {name: _sheet([veil(*pair) for pair in zip(small, masks, strict=True)]) for name, masks in kept.items()}
+    sheets = {
+        name: _sheet([veil(*pair, newlines=newlines) for pair in zip(small, masks, strict=True)])
+        for name, masks in kept.items()
+    }
     first = next(iter(sheets.values()))
     width = 12.0
     figure = _figure((width, 0.5 + len(sheets) * (width * first.shape[0] / first.shape[1] + 0.3)))

@@ -21,19 +21,18 @@ def default_layers(sample: Sample) -> list[int]:
     return sorted({sample.first_cut, sample.kept.index(sample.kept[-1])})
 
 
-def veil(frame: np.ndarray, kept: np.ndarray) -> np.ndarray:
+def veil(frame: np.ndarray, kept: np.ndarray, *, newlines: bool = False) -> np.ndarray:
     """Cover the dropped tokens of one frame with white.
 
     Args:
         frame: `[H, W, 3]` uint8.
-        kept: `[rows, columns]` bool, the frame's token grid. If there are more columns than rows, the last ones stand
-            for newlines; they are drawn as a margin on the right.
+        kept: `[rows, columns]` bool, the frame's token grid.
+        newlines: whether the last column stands for newlines; it is drawn as a margin on the right.
 
     Returns:
         `[H, W', 3]` uint8; W' includes the margin.
     """
-    rows, columns = kept.shape
-    margin = frame.shape[1] * (columns - rows) // rows
+    margin = frame.shape[1] // (kept.shape[1] - 1) if newlines else 0
     frame = np.pad(frame, ((0, 0), (0, margin), (0, 0)), constant_values=NEWLINE)
     height, width = frame.shape[:2]
     mask = np.asarray(Image.fromarray(kept).resize((width, height), Image.Resampling.NEAREST))
@@ -61,11 +60,11 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
     height = round(_WIDTH * frames.shape[1] / frames.shape[2])
     small = [np.asarray(Image.fromarray(f).resize((_WIDTH, height), Image.Resampling.BICUBIC)) for f in frames]
 
-    cell = 1.6
+    cell, grid = 1.6, sample.grid
     block = rows * (cell * height / _WIDTH + 0.22) + 0.4
     figure = Figure(figsize=(max(columns, 3) * cell, len(layers) * block), dpi=150, layout="constrained")
     for part, layer in zip(figure.subfigures(len(layers), 1, squeeze=False).flat, layers, strict=True):
-        kept = sample.kept_mask(layer).view(-1, *sample.grid).numpy()
+        kept = sample.kept_mask(layer).view(-1, grid.rows, grid.columns).numpy()
         share = sample.kept[layer] / sample.visual_tokens
         part.suptitle(f"layer {layer}: {sample.kept[layer]} of {sample.visual_tokens} tokens ({share:.1%})", fontsize=8)
         axes = part.subplots(rows, columns, squeeze=False).flatten()
@@ -74,7 +73,7 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
             axis.set_yticks([])
             axis.set_frame_on(False)
         for i, frame in enumerate(small):
-            axes[i].imshow(veil(frame, kept[i]))
+            axes[i].imshow(veil(frame, kept[i], newlines=grid.newlines))
             axes[i].set_title(f"{times[i]:.1f} s · segment {number[i]}", fontsize=5, pad=2)
             axes[i].set_frame_on(True)
             for spine in axes[i].spines.values():

@@ -97,7 +97,7 @@ def _study(study: Study) -> dict[str, Any]:
         "question": study.question,
         "answer": study.answer,
         "notes": list(study.notes),
-        "grid": list(attention.grid),
+        "grid": [attention.grid.rows, attention.grid.columns, attention.grid.patch_columns],
         "times": [round(time, 3) for time in clip.times.tolist()],
         "frames": _jpegs(clip.frames),
         "lastFrames": min(bias.LAST_FRAMES, attention.frames),

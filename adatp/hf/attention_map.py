@@ -12,25 +12,23 @@ from adatp.engine.scoring import Scoring
 from adatp.errors import Unsupported
 from adatp.hf.support import is_applied
 from adatp.hf.tensor_parallel import average_over_ranks
-from adatp.layout import PromptLayout, VideoGrid
+from adatp.layout import PromptLayout, Videos, VideoSize
 from adatp.models import family_of
 from adatp.models.family import Family
 
 
 @dataclass(frozen=True, eq=False)
-class AttentionMap(VideoGrid):
+class AttentionMap(Videos):
     """The scores s^l of section 3.1 for a whole prompt.
 
     Attributes:
         scores: `[N, n, c]` float32 on the host: the mean, over heads and text rows, of the softmax probability that
             decoder layer l gives to each token of each frame.
-        grid: rows and columns of a frame's tokens; if there is one column more than rows, it holds newlines.
-        videos: number of frames of each video.
+        videos: size of each video; all have one grid.
     """
 
     scores: Tensor
-    grid: tuple[int, int]
-    videos: tuple[int, ...]
+    videos: tuple[VideoSize, ...]
 
 
 @torch.no_grad()
@@ -46,6 +44,7 @@ def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMa
 
     Raises:
         TypeError: the model's family is not supported.
+        InputError: the videos have different grids.
         Unsupported: `inputs` is not one prompt with a video and without padding; or the model is being pruned, has
             sliding-window layers, or its attention overflows.
     """
@@ -69,7 +68,7 @@ def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMa
             f"the attention of decoder layer {broken[0]} is not finite in {family.decoder.dtype}; "
             "load the model in bfloat16 or float32"
         )
-    return AttentionMap(scores, layout.grid, layout.videos)
+    return AttentionMap(scores, layout.videos)
 
 
 def _layout(family: Family, inputs: Mapping[str, Any]) -> PromptLayout:
@@ -78,10 +77,11 @@ def _layout(family: Family, inputs: Mapping[str, Any]) -> PromptLayout:
         raise Unsupported(f"inputs must hold one prompt, got a batch of {len(ids)}")
     if mask is not None and not bool(mask.all()):
         raise Unsupported(f"inputs must have no padding, but {int((mask == 0).sum())} tokens are masked out")
-    layout = family.layout(ids[0].cpu())
+    layout = family.layout(ids[0].cpu(), family.sizes(inputs))
     if layout is None:
         raise Unsupported("inputs must hold a prompt with a video, got one without")
     layout.check()
+    _ = layout.grid  # raises an error if there are several
     return layout
 
 

@@ -1,12 +1,13 @@
 """The prompts of a call, read before anything is computed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 from adatp.errors import Unsupported
-from adatp.layout import PromptLayout
+from adatp.layout import PromptLayout, VideoSize
 from adatp.models.family import Family
 
 
@@ -19,16 +20,25 @@ class Batch:
         padding: number of left padding tokens of each prompt.
         layouts: layout of each prompt, including the draft; None for a prompt without a video.
         draft: number of draft tokens after every prompt (assisted decoding). They do not score, and they are not cut.
+        sizes: sizes of the videos that are encoded, in order; None if the ids tell them. Copies of a prompt share them.
     """
 
     ids: list[Tensor]
     padding: list[int]
     layouts: list[PromptLayout | None]
     draft: int
+    sizes: Sequence[VideoSize] | None = None
 
     @classmethod
     def read(
-        cls, family: Family, ids: Tensor, mask: Any, *, prompt_length: int | None = None, prepared: bool = False
+        cls,
+        family: Family,
+        ids: Tensor,
+        mask: Any,
+        *,
+        sizes: Sequence[VideoSize] | None = None,
+        prompt_length: int | None = None,
+        prepared: bool = False,
     ) -> "Batch":
         """Read the prompts, and find their videos.
 
@@ -36,6 +46,7 @@ class Batch:
             family: the family of the model.
             ids: `[B, L]` on the host.
             mask: `[B, L]` or None; or `[B, 1, L, slots]`, which `generate` makes for a cache of fixed size.
+            sizes: sizes of all videos, in order, or of those of one copy of each prompt; None if the ids tell them.
             prompt_length: L without the draft; None if there is no draft.
             prepared: whether `generate` may have changed the mask.
 
@@ -46,13 +57,50 @@ class Batch:
         draft = length - (prompt_length or length)
         padding = _left_padding(mask, length, prepared) or [0] * len(ids)
         layouts = []
-        for row, pad in zip(ids, padding, strict=True):
-            layout = family.layout(row[pad:])
+        own: Sequence[Sequence[VideoSize] | None] = [None] * len(ids)
+        if sizes is not None:
+            own = _share(sizes, [int(count) for count in family.is_video(ids).sum(1)])
+        for row, pad, given in zip(ids, padding, own, strict=True):
+            layout = family.layout(row[pad:], given)
             if layout is not None:
                 layout = replace(layout, rows=layout.rows[layout.rows < length - pad - draft])
                 layout.check()
             layouts.append(layout)
-        return cls([row[pad : length - draft] for row, pad in zip(ids, padding, strict=True)], padding, layouts, draft)
+        prompts = [row[pad : length - draft] for row, pad in zip(ids, padding, strict=True)]
+        return cls(prompts, padding, layouts, draft, sizes)
+
+
+def _share(sizes: Sequence[VideoSize], tokens: Sequence[int]) -> list[list[VideoSize]]:
+    """Return the sizes of each prompt's own videos.
+
+    Copies of a prompt (for beams) are side by side. They may share one set of videos.
+
+    Args:
+        sizes: sizes of all videos, in order.
+        tokens: number of video tokens in each prompt.
+
+    Raises:
+        Unsupported: the videos do not fit the prompts.
+    """
+    told = sum(size.tokens for size in sizes)
+    copies, rest = divmod(sum(tokens), told) if told else (0, 1)
+    shares: list[list[VideoSize]] = []
+    left = list(sizes)
+    for b, wanted in enumerate(tokens):
+        if copies > 1 and b % copies:
+            shares.append(shares[-1])
+            continue
+        shares.append([])
+        while left and wanted > 0:
+            shares[-1].append(left.pop(0))
+            wanted -= shares[-1][-1].tokens
+        if wanted or rest:
+            grids = ", ".join(f"{size.frames} x {size.grid}" for size in sizes)
+            raise Unsupported(
+                f"the prompts hold {list(tokens)} video tokens, but the grids of the videos say {told}: {grids}; the "
+                "whole videos must be in one prefill (chunked prefill cannot be pruned), in the order of their grids"
+            )
+    return shares
 
 
 def _left_padding(mask: Any, length: int, prepared: bool) -> list[int]:

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from adatp.engine.compression import Compression
@@ -30,6 +29,10 @@ from adatp.methods.method import BeforeDecoder, BetweenLayers, Method
 from adatp.report import PruningReport, Sample
 from adatp.tensors.padding import stack_left
 from adatp.tensors.transfer import send
+
+NOT_RENUMBERED = (
+    "kept tokens keep their positions, though the method renumbers them: the positions of this model have several axes"
+)
 
 Pruning = Cuts | Compression | None  # of one prompt; None if it has no video
 
@@ -58,7 +61,7 @@ class BatchPrefill:
         self._batch = batch
         self._questions = questions
         self._asked = asked
-        self._notes: list[str] = []
+        self._notes = [] if setup.renumbers is setup.method.renumbers else [NOT_RENUMBERED]
         self._samples: list[Sample] = []
         self._methods = [
             setup.method
@@ -86,27 +89,32 @@ class BatchPrefill:
         length = embeds.shape[1]
         if positions is None:
             positions = torch.arange(length, device=embeds.device)[None]
-        elif positions.ndim != 2:
+        elif positions.ndim != 2 and (self._setup.family.scalar_positions or positions.ndim != 3):
             raise Unsupported(f"position_ids must be [B, L] or [1, L] to be pruned, got {tuple(positions.shape)}")
         config = self._setup.family.decoder.config
         use_cache = kwargs.pop("use_cache", None)
         returns_cache = config.use_cache if use_cache is None else use_cache
         use_cache = cache is not None or returns_cache
 
-        outputs, caches, slots, left = [], [], [], []
-        side = SideStream(embeds.device)
-        for b, pruning in enumerate(self._prunings(side)):
+        outputs, caches, prunings, left = [], [], [], []
+        side, family = SideStream(embeds.device), self._setup.family
+        parts = family.split_kwargs(kwargs, self._batch.ids, self._batch.padding)
+        for b, (pruning, rest) in enumerate(zip(self._prunings(side), parts, strict=True)):
             begin = self._batch.padding[b]
             own = DynamicCache(config=config) if use_cache else None
-            tokens = embeds[b : b + 1, begin:]
+            tokens, place = embeds[b : b + 1, begin:], positions.select(-2, b if positions.shape[-2] > 1 else 0)
+            place = place[..., begin:].unsqueeze(-2)
             if isinstance(pruning, Cuts) and pruning.ratios:
                 self.prompt = PromptPrefill(self._setup, pruning, side)
             elif isinstance(pruning, Compression):
                 tokens = pruning.apply(tokens)
+                assert pruning.left is not None
+                place = place[..., : tokens.shape[1]] if self._setup.renumbers else place[..., pruning.left]
+                rest = family.kept_kwargs(rest, pruning.left)
             output = decoder(
-                **kwargs,
+                **rest,
                 inputs_embeds=tokens,
-                position_ids=positions[b if len(positions) > 1 else 0, begin:][None, : tokens.shape[1]],
+                position_ids=place,
                 attention_mask=None,
                 past_key_values=own,
                 use_cache=use_cache,
@@ -114,7 +122,7 @@ class BatchPrefill:
             self.prompt = None
             outputs.append(output)
             caches.append(own)
-            slots.append(pruning.slots() if isinstance(pruning, Compression) else torch.zeros(0, dtype=torch.bool))
+            prunings.append(pruning)
             left.append(None if pruning is None else pruning.left)
             self._samples.append(self._sample(b, pruning, length - begin - self._batch.draft))
         self._asked.check(left)
@@ -123,7 +131,7 @@ class BatchPrefill:
             self._fill(cache, caches, length)
             decoding = self._setup.method.decoding
             if decoding is not None:
-                self._make_sparse(cache.layers[decoding.layer - 1], decoding.keep, slots)
+                self._make_sparse(cache.layers[decoding.layer - 1], decoding.keep, prunings)
         states = [output.last_hidden_state for output in outputs]
         joined = _join(outputs, cache if returns_cache else None)
         placed = self._asked.place(states, left)
@@ -185,6 +193,7 @@ class BatchPrefill:
                 # deduplication depends on the video, so the settings alone do not determine the cost
                 flops=self._setup.flops if method.deduplicates else None,
                 draft=self._batch.draft,
+                may_renumber=self._setup.renumbers,
             )
 
     def _sample(self, b: int, pruning: Pruning, length: int) -> Sample:
@@ -210,26 +219,29 @@ class BatchPrefill:
     def _shifts(self) -> Sequence[Shift | None]:
         """Return for each layer the shift of the tokens after the prompts; None if positions stay unchanged."""
         layers = range(self._setup.layers)
-        if not self._setup.method.renumbers:
+        if not self._setup.renumbers:
             return [None for _ in layers]
         gone = [[sample.visual_tokens - sample.kept[layer] for sample in self._samples] for layer in layers]
         groups = {counts: group for group, counts in enumerate(dict.fromkeys(map(tuple, gone)))}
         tokens = send(torch.tensor(gone), self._setup.family.decoder.device)  # [N, B]
         return [Shift(tokens[layer], groups[tuple(counts)]) for layer, counts in enumerate(gone)]
 
-    def _make_sparse(self, layer: Any, keep: float, slots: list[Tensor]) -> None:
+    def _make_sparse(self, layer: Any, keep: float, prunings: list[Pruning]) -> None:
         """Let a layer of the filled cache choose the visual tokens that the layers after it attend to in decoding.
 
         The last visual token of a prompt does not count, as in the authors' code.
         """
         device, width = layer.keys.device, layer.kept_length
-        visual = torch.zeros(len(slots), width, dtype=torch.bool)
-        for b, own in enumerate(slots):
-            own = own[: len(own) - self._batch.draft]
-            places = own.nonzero().flatten()[:-1] + width - len(own)
-            visual[b, places] = True
-        quota = torch.tensor([int(count * keep) for count in visual.sum(1).tolist()])
-        layer.sparse = SparseVisual(send(visual, device), send(quota, device))
+        visual = torch.zeros(len(prunings), width, dtype=torch.bool, device=device)
+        counts = [0] * len(prunings)
+        for b, pruning in enumerate(prunings):
+            if isinstance(pruning, Compression):
+                own = pruning.visual().to(device)
+                own = own[: len(own) - self._batch.draft]
+                counts[b] = pruning.kept - 1
+                visual[b, width - len(own) :] = own & (own.cumsum(0) <= counts[b])
+        quota = torch.tensor([int(count * keep) for count in counts])
+        layer.sparse = SparseVisual(visual, send(quota, device))
 
 
 def _join(outputs: list[Any], cache: Cache | None) -> Any:

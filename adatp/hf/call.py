@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adatp.hf.batch_prefill import BatchPrefill
+from adatp.layout import VideoSize
 from adatp.report import PruningReport
 
 Question = str | list[str] | None  # for all prompts, or one per prompt; None to read it from the prompt
@@ -19,6 +20,7 @@ class Call(threading.local):
     Attributes:
         prefill: the current prefill, or None.
         prompts: `[B, L]` ids of the prompts of the current `generate`, on the host; None outside of it.
+        sizes: sizes of the videos of these prompts; None if the ids tell them.
         is_own: whether the current prefill is of these prompts. `generate` may run others, such as a negative prompt.
         reported: whether `report` is already that of the current `generate`; its other prefills do not change it.
         unasked: questions whose features are computed after the vision tower is queued, or None.
@@ -28,6 +30,7 @@ class Call(threading.local):
 
     prefill: BatchPrefill | None = None
     prompts: Tensor | None = None
+    sizes: Sequence[VideoSize] | None = None
     is_own: bool = False
     reported: bool = False
     unasked: Sequence[str | None] | None = None
@@ -35,19 +38,22 @@ class Call(threading.local):
     question: tuple[Question, ...] = ()
 
     @contextmanager
-    def generating(self, prompts: Tensor | None, *, continued: bool) -> Iterator[None]:
+    def generating(
+        self, prompts: Tensor | None, sizes: Sequence[VideoSize] | None, *, continued: bool
+    ) -> Iterator[None]:
         """Mark the `with` block as a `generate`.
 
         Args:
             prompts: `[B, L]` its prompts, on the host; None if there are none.
+            sizes: sizes of their videos; None if the ids tell them.
             continued: whether it continues a cache, so that it has no prefill of its own.
         """
-        outer = self.prompts, self.reported
-        self.prompts, self.reported = prompts, continued
+        outer = self.prompts, self.sizes, self.reported
+        self.prompts, self.sizes, self.reported = prompts, sizes, continued
         try:
             yield
         finally:
-            self.prompts, self.reported = outer
+            self.prompts, self.sizes, self.reported = outer
             self.unasked = None
 
     def prompt_length(self, ids: Tensor) -> int | None:

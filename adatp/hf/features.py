@@ -11,7 +11,6 @@ from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
-from adatp.methods.method import BeforeDecoder
 from adatp.relevance import NoRelevanceWarning, similarity
 from adatp_kernels.score import score
 
@@ -106,7 +105,7 @@ def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions
     Raises:
         Unsupported: the videos in the prompts do not fit the videos that were encoded.
     """
-    frames = _frames(setup, encoded, side)
+    frames = _frames(setup, batch, encoded, side)
     text = None
     if questions is not None:
         assert setup.questions is not None
@@ -128,21 +127,22 @@ def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions
     return found
 
 
-def _frames(setup: Setup, encoded: Any, side: SideStream) -> Tensor | None:
+def _frames(setup: Setup, batch: Batch, encoded: Any, side: SideStream) -> Tensor | None:
     """Compute `[F, D]`, one feature for every frame of all videos."""
     if not setup.method.wants_frames:
         return None
+    if setup.relevance is None:
+        with side.queued():  # the prefill holds `encoded` until its end
+            return setup.family.frame_features(encoded, batch.sizes)
     states = setup.family.tower_states(encoded)  # [F, patches, D]
     with side.queued(states):
-        if setup.relevance is None:
-            return states.float().mean(1)
         frames: Tensor = setup.relevance.to(states.device)(states)
         return frames
 
 
 def _tower(setup: Setup, encoded: Any) -> tuple[Tensor | None, Tensor | None]:
     """Compute the `[F, P]` attention that patches receive in the tower and their `[F, P, d]` keys, pooled in fp32."""
-    if not (isinstance(setup.method, BeforeDecoder) and setup.method.wants_tower):
+    if not setup.wants_tower:
         return None, None
     family = setup.family
     query, key = family.tower_attention(encoded)  # [F, heads, patches, d]

@@ -39,7 +39,6 @@ from adatp.hf.support import (
 )
 from adatp.hf.tracing import in_prefill, is_decoding
 from adatp.hf.turns import Turns
-from adatp.methods.method import BeforeDecoder
 from adatp.report import PruningReport, passed_through
 from adatp.tensors.blocks import in_blocks
 
@@ -58,14 +57,7 @@ class Hooks:
         report: report of the last prefill of any thread; None before the first one, and after one that has failed.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        setup: Setup,
-        question: Question,
-        *,
-        compile_layers: bool,
-    ) -> None:
+    def __init__(self, model: Any, setup: Setup, question: Question, *, compile_layers: bool) -> None:
         self.call = Call()
         self.report: PruningReport | None = None
         self._model = model
@@ -138,8 +130,10 @@ class Hooks:
                 changes.handles.append(projection.register_forward_hook(functools.partial(self._on_query, index)))
         if self._compiled is not None:
             self._compiled.own_hooks = {handle.id for handle in changes.handles}
-        changes.replace(family.body, "get_video_features", self._encode)
+        changes.replace(family.body, f"get_{family.modality}_features", self._encode)
         changes.replace(family.decoder, "forward", self._run_decoder)
+        for name, replacement in family.replacements(self._left).items():
+            changes.replace(family.decoder, name, replacement)
         changes.replace(model, "generate", self._generate)
         for module in (model, family.body, family.decoder):
             changes.replace(module, "__reduce_ex__", refuse_copying)
@@ -158,7 +152,7 @@ class Hooks:
         try:
             given = self._generate_signature.bind_partial(*args, **kwargs).arguments
             prepared = prepare(self._model, self._setup, {**given, **kwargs})
-            with call.generating(prepared.ids, continued=prepared.continued):
+            with call.generating(prepared.ids, prepared.sizes, continued=prepared.continued):
                 if prepared.batch is not None:
                     readable = given.get("inputs_embeds", kwargs.get("inputs_embeds")) is None
                     call.unasked = questions_of(self._setup, prepared.batch, self.question, readable=readable)
@@ -192,8 +186,8 @@ class Hooks:
         given = self._signature.bind_partial(*args, **kwargs).arguments
         call.prefill = None
         input_ids, cache = given.get("input_ids"), given.get("past_key_values")
-        encoded = (given.get("mm_encoder_outputs") or {}).get("video")
-        arrives = encoded is not None or given.get("pixel_values_videos") is not None
+        encoded = (given.get("mm_encoder_outputs") or {}).get(family.modality)
+        arrives = encoded is not None or given.get(family.pixels) is not None
         if is_continued(cache, arrives=arrives):
             # the prompt was pruned before, the new tokens are not; in decoding nothing is read from the device
             if input_ids is not None and input_ids.shape[1] > 1 and call.prompts is None:
@@ -211,7 +205,8 @@ class Hooks:
         check_gradients(family.body.parameters())
         # read again even after `prepare`: `generate` may have added a mask, copies of the prompts, or a draft
         mask = given.get("attention_mask")
-        batch = Batch.read(family, ids, mask, prompt_length=length, prepared=length is not None)
+        sizes = family.sizes(given) or (call.sizes if call.is_own else None)
+        batch = Batch.read(family, ids, mask, sizes=sizes, prompt_length=length, prepared=call.is_own)
         questions = questions_of(self._setup, batch, self.question, readable=input_ids is not None)
         asked = AskedLogits(kwargs.get("logits_to_keep", 0), batch, ids.shape[1])
         call.unasked = questions
@@ -221,11 +216,8 @@ class Hooks:
             self._running += 1
 
     def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        method = self._setup.method
-        if isinstance(method, BeforeDecoder) and method.wants_tower:
-            # by default transformers keeps only the hidden states that it projects
-            kwargs.setdefault("output_hidden_states", self._setup.family.tower_states_wanted)
-        encoded = encode(*args, **kwargs)
+        kept = self._setup.family.encoder_kwargs(attention=self._setup.wants_tower)
+        encoded = encode(*args, **{**kept, **kwargs})
         self._hand_over(encoded)
         return encoded
 
@@ -284,7 +276,8 @@ class Hooks:
             if prompt.is_through:
                 return hidden
             prompt.ask(index, functools.partial(compiled.project, index))
-            if index == max(prompt.cuts.ratios) and last_layers.takes(index, hidden):
+            last = max(prompt.cuts.ratios)
+            if index == last >= self._setup.family.added_layers and last_layers.takes(index, hidden):
                 prompt.is_through = True
                 return last_layers.run(index, hidden, kwargs)
         prefill = self.call.prefill
@@ -317,6 +310,11 @@ class Hooks:
         """Return the prompt in the decoder if the calling thread is in a prefill, else None."""
         prefill = self.call.prefill
         return None if prefill is None else prefill.prompt
+
+    def _left(self) -> Tensor | None:
+        """Return `[W]` indices in the prompt of the tokens that are left of it; None if all are, or in decoding."""
+        prompt = self._prompt()
+        return None if prompt is None else prompt.cuts.left
 
     def _run_mlp(self, mlp: Callable[..., Any], hidden: Tensor) -> Any:
         """Run the MLP in blocks; before the first cut its intermediates would be most of the prefill's memory."""

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
 
-from adatp.engine.cuts import Cuts, Tokens
+from adatp.engine.cuts import Cuts
+from adatp.engine.tokens import Tokens
 from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
 from adatp.tensors.masks import causal_mask
@@ -109,7 +110,7 @@ class PromptPrefill:
         assert self._tokens is not None
         tokens, family = self._tokens, self._setup.family
         rows = tokens.places.rows[0]
-        if self._tables is None or self.cuts.method.renumbers:
+        if self._tables is None or self.cuts.renumbers:
             self._tables = tokens.cos.index_select(1, rows), tokens.sin.index_select(1, rows)
         self._pending.query = family.queries(family.decoder.layers[index], projected, *self._tables, rows=rows)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adatp.engine.scoring import Scoring
-from adatp.methods.method import BetweenLayers, Method
+from adatp.methods.method import BeforeDecoder, BetweenLayers, Method
 from adatp.models.family import Family
 from adatp.relevance import Questions, Relevance
 
@@ -41,6 +41,16 @@ class Setup:
         """Name of the attention implementation."""
         name: str = self.family.decoder.config._attn_implementation
         return name
+
+    @property
+    def renumbers(self) -> bool:
+        """Whether the kept tokens get consecutive positions: the method asks for it, and the model's positions can."""
+        return self.method.renumbers and self.family.scalar_positions
+
+    @property
+    def wants_tower(self) -> bool:
+        """Whether the method reads the attention of the vision tower."""
+        return isinstance(self.method, BeforeDecoder) and self.method.wants_tower
 
     @property
     def asked(self) -> set[int]:

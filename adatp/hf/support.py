@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ from adatp.errors import Unsupported, UnsupportedType
 from adatp.hf.batch import Batch
 from adatp.hf.cache import check_cache
 from adatp.hf.setup import Setup
+from adatp.layout import VideoSize
 from adatp.methods.method import Method
 from adatp.models.family import Family
 
@@ -35,12 +36,14 @@ class Prepared(NamedTuple):
         ids: `[B, L]` ids of the prompts, on the host; None if there are none.
         changed: arguments to replace.
         batch: the prompts, if they will be pruned; else None.
+        sizes: sizes of their videos; None if the ids tell them.
         continued: whether the prompts continue a cache.
     """
 
     ids: Tensor | None = None
     changed: Mapping[str, Any] = MappingProxyType({})
     batch: Batch | None = None
+    sizes: Sequence[VideoSize] | None = None
     continued: bool = False
 
 
@@ -72,12 +75,13 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
     encoded, pruned = given.get("mm_encoder_outputs") or {}, family.has_video(ids)
     if pruned:
         _check_settings(model, setup.method, given)
-    arrives = pruned and (given.get("pixel_values_videos") is not None or "video" in encoded)
+    arrives = pruned and (given.get(family.pixels) is not None or family.modality in encoded)
     continued = is_continued(cache, arrives=arrives)
     if continued or not pruned:
         return Prepared(ids, continued=continued)
     check_support(setup, cache)
-    batch = Batch.read(family, ids, given.get("attention_mask"))
+    sizes = family.sizes(given)
+    batch = Batch.read(family, ids, given.get("attention_mask"), sizes=sizes)
     copies = max(_setting(model, given, "num_beams") or 1, _setting(model, given, "num_return_sequences") or 1)
     several = any(layout is not None and len(layout.videos) > 1 for layout in batch.layouts)
     if copies > 1 and several and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
@@ -87,7 +91,7 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
         )
     # beam search repeats the features in place; a copy keeps those of the caller unchanged
     encoded = {name: copy.copy(value) for name, value in encoded.items()}
-    return Prepared(ids, {"mm_encoder_outputs": encoded} if encoded else {}, batch)
+    return Prepared(ids, {"mm_encoder_outputs": encoded} if encoded else {}, batch, sizes)
 
 
 def is_continued(cache: Any, *, arrives: bool) -> bool:

@@ -14,7 +14,8 @@ from adatp.errors import InputError
 from adatp.layout import PromptLayout
 from adatp.methods.budget import quotas, round_half_up
 from adatp.methods.method import BetweenLayers, Grouping
-from adatp.methods.segments import frames_per_segment, mean_per_segment, partition
+from adatp.methods.segments import mean_per_segment, partition, total_per_segment
+from adatp.tensors.transfer import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,18 +131,20 @@ class AdaTP(BetweenLayers):
         """Compute the segments (section 3.3), which of them are significant (eq. 3), and their quotas (eq. 4 and 5)."""
         if self.segments:
             assert frames is not None
-            segment_of_frame = partition(frames, self.tau_s, layout.videos)
+            segment_of_frame = partition(frames, self.tau_s, [video.frames for video in layout.videos])
         else:
             device = None if frames is None else frames.device
             segment_of_frame = torch.zeros(layout.frames, dtype=torch.int64, device=device)
         significant = torch.zeros_like(segment_of_frame, dtype=torch.bool)
         if similarity is not None:
             significant = mean_per_segment(similarity, segment_of_frame) > self.tau_t
+        unit = layout.unit
+        sizes = send(torch.tensor(layout.frame_tokens) // unit, segment_of_frame.device)
         quota = quotas(
             ratios,
-            frames_per_segment(segment_of_frame),
+            total_per_segment(sizes, segment_of_frame),
             significant,
-            layout.tokens_per_frame,
+            unit,
             alpha=self.alpha,
             gamma=self.gamma,
         )

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adatp.checks.values import require
+from adatp.layout import Grid
 from adatp.methods.method import BeforeDecoder, BetweenLayers, Video, share_of
 from adatp.tensors.transfer import send
 
@@ -27,9 +28,9 @@ class _Share(BeforeDecoder):
         super().__post_init__()
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
 
-    def count(self, frames: int, grid: tuple[int, int]) -> int:
+    def count(self, frames: int, grid: Grid) -> int:
         """Return M, the number of tokens that are kept: the share, rounded half up, at least 1."""
-        return share_of(frames * grid[0] * grid[1], self.keep)
+        return share_of(frames * grid.tokens, self.keep)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +76,10 @@ class Uniform(_Share):
 class Pool(_Share):
     """Average-pools every frame to a smaller grid; if rows ended with a newline, the rows of the new grid do so too.
 
-    The ratio of the new grid's sides is at most 3 to 2. Among these grids the number of patches is the nearest to
-    keep * P; if two are equally near, the one closer to a square is taken, then the smaller one. A pooled token stands
-    for the token in the middle of its window, a newline for the newline of the window's middle row.
+    The shares of the rows and of the columns that the new grid has differ by at most 3 to 2. Among these grids the
+    number of patches is the nearest to keep * P; if two are equally near, the one whose shares are closer is taken,
+    then the smaller one. A pooled token stands for the token in the middle of its window, a newline for the newline of
+    the window's middle row.
 
     Attributes:
         keep: share of a frame's patches, in (0, 1].
@@ -85,34 +87,39 @@ class Pool(_Share):
 
     name: ClassVar[str] = "pool"
 
-    def count(self, frames: int, grid: tuple[int, int]) -> int:
-        rows, columns = grid
-        down, across = self._shape(rows)
-        return frames * down * (across + columns - rows)
+    def count(self, frames: int, grid: Grid) -> int:
+        down, across = self._shape(grid)
+        return frames * down * (across + grid.newlines)
 
     def compress(self, video: Video) -> tuple[Tensor, Tensor]:
-        (rows, columns), (frames, size, _) = video.grid, video.tokens.shape
-        device = video.tokens.device
-        cells = video.tokens.unflatten(1, video.grid)
-        shape = self._shape(rows)
-        pooled = torch.nn.functional.adaptive_avg_pool2d(cells[:, :, :rows].movedim(-1, 1).float(), shape)
-        row, column = (_middles(rows, side, device) for side in shape)
-        newline = torch.arange(rows, columns, device=device)  # the column of newlines; empty if there is none
+        grid, (frames, size, _) = video.grid, video.tokens.shape
+        device, patches = video.tokens.device, (grid.rows, grid.patch_columns)
+        cells = video.tokens.unflatten(1, (grid.rows, grid.columns))
+        shape = self._shape(grid)
+        pooled = torch.nn.functional.adaptive_avg_pool2d(cells[:, :, : patches[1]].movedim(-1, 1).float(), shape)
+        row, column = (_middles(side, windows, device) for side, windows in zip(patches, shape, strict=True))
+        newline = torch.arange(
+            patches[1], grid.columns, device=device
+        )  # the column of newlines; empty if there is none
         values = torch.cat([pooled.movedim(1, -1).to(cells), cells[:, row[:, None], newline]], 2)
         first = torch.arange(frames, device=device) * size
-        index = first[:, None, None] + (row * columns)[:, None] + torch.cat([column, newline])
+        index = first[:, None, None] + (row * grid.columns)[:, None] + torch.cat([column, newline])
         return index.flatten(), values.flatten(0, 2)
 
-    def _shape(self, rows: int) -> tuple[int, int]:
-        """Return the rows and columns of the smaller grid."""
-        sides = range(1, rows + 1)
-        shapes = [(r, q) for r in sides for q in sides if 2 * max(r, q) <= 3 * min(r, q)]
+    def _shape(self, grid: Grid) -> tuple[int, int]:
+        """Return the rows and columns of the smaller grid, without newlines."""
+        rows, columns = grid.rows, grid.patch_columns
+        shapes = [(r, q) for r in range(1, rows + 1) for q in range(1, columns + 1)]
+
+        def distortion(shape: tuple[int, int]) -> float:
+            shares = shape[0] * columns, shape[1] * rows  # both times rows * columns
+            return max(shares) / min(shares)
 
         def rank(shape: tuple[int, int]) -> tuple[float, ...]:
             r, q = shape
-            return abs(r * q - self.keep * rows * rows), max(shape) / min(shape), r * q, r
+            return abs(r * q - self.keep * rows * columns), distortion(shape), r * q, r
 
-        return min(shapes, key=rank)
+        return min((shape for shape in shapes if distortion(shape) <= 1.5), key=rank)
 
 
 def _middles(side: int, windows: int, device: torch.device) -> Tensor:

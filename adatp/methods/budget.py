@@ -18,9 +18,9 @@ def round_half_up(value: Tensor) -> Tensor:
 
 def quotas(
     ratios: Sequence[float],
-    frames: Tensor,
+    sizes: Tensor,
     significant: Tensor,
-    tokens_per_frame: int,
+    unit: int,
     *,
     alpha: float,
     gamma: float,
@@ -33,17 +33,17 @@ def quotas(
 
     Args:
         ratios: K retention ratios r, one per cut.
-        frames: `[S]` int64 frames per segment; 0 for an empty slot.
+        sizes: `[S]` int64 size of each segment, in units of `unit` tokens; 0 for an empty slot.
         significant: `[S]` bool.
-        tokens_per_frame: c.
+        unit: number of tokens; if all frames have c tokens, a unit is a frame, and it is c.
         alpha: boost of the ratio of significant segments.
         gamma: largest share of the budget that significant segments take.
 
     Returns:
         `[K, S]` int64.
     """
-    size = frames.double()
-    significant = significant & (frames > 0)
+    size = sizes.double()
+    significant = significant & (sizes > 0)
     n = size.sum()
     chosen = (size * significant).sum()
     rest = n - chosen
@@ -52,9 +52,9 @@ def quotas(
     others = ((n - boost * chosen) / rest.clamp(min=1)).clamp(min=0)
     total = torch.where((chosen > 0) & (rest == 0), boost * n, n)  # exact; a sum of the shares would have errors
     share = torch.where(significant, boost, torch.where(chosen > 0, others, torch.ones_like(n)))  # [S]
-    ratio = send(torch.tensor(ratios, dtype=torch.float64), frames.device)[:, None]  # [K, 1]
-    exact = share * size * tokens_per_frame * ratio
-    return _largest_remainder(exact, total * tokens_per_frame * ratio)
+    ratio = send(torch.tensor(ratios, dtype=torch.float64), sizes.device)[:, None]  # [K, 1]
+    exact = share * size * unit * ratio
+    return _largest_remainder(exact, total * unit * ratio)
 
 
 def _largest_remainder(exact: Tensor, total: Tensor) -> Tensor:

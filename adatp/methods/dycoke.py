@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adatp.checks.values import require
+from adatp.layout import Grid
 from adatp.methods.method import BeforeDecoder, SparseDecoding, Video
 from adatp.tensors.transfer import send
 
@@ -60,8 +61,8 @@ class DyCoke(BeforeDecoder):
         fits = self.layer < layers or self.decoding is None
         require(fits, "layer", self.layer, f"a layer of the model, at most {layers - 1}")
 
-    def count(self, frames: int, grid: tuple[int, int]) -> int:
-        size = grid[0] * grid[1]
+    def count(self, frames: int, grid: Grid) -> int:
+        size = grid.tokens
         compared = len(_compared(frames))
         return (frames - compared) * size + compared * self._kept(size)
 

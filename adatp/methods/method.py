@@ -17,7 +17,7 @@ from torch import Tensor
 from adatp.checks.values import integer, number, require, switch
 from adatp.errors import InputError
 from adatp.flops import linear_ratio
-from adatp.layout import PromptLayout, VideoGrid, by_layer
+from adatp.layout import Grid, PromptLayout, Videos, by_layer
 
 _CHECKS: dict[Any, Callable[[str, Any], Any]] = {
     float: number,
@@ -98,7 +98,7 @@ class Method(ABC):
         """Return the first layer whose input is not the whole prompt; N if there is no such layer."""
 
     @abstractmethod
-    def counts(self, video: VideoGrid, layers: int) -> list[int]:
+    def counts(self, prompt: Videos, layers: int) -> list[int]:
         """Return the number of visual tokens at every layer's input, N entries, as the settings alone give it."""
 
     def check_flops(self, ratio: float) -> None:
@@ -108,12 +108,12 @@ class Method(ABC):
         if self.knob is None:
             raise InputError(f"flops cannot be used with the method {self.name!r}, which has no setting to adjust")
 
-    def at_flops(self, ratio: float, video: VideoGrid, layers: int, other_tokens: int) -> Self:
+    def at_flops(self, ratio: float, prompt: Videos, layers: int, other_tokens: int) -> Self:
         """Return the method with its `knob` set for a given cost, and every other setting unchanged.
 
         Args:
             ratio: the cost: FLOPs of the prefill's linear layers, divided by those of the unpruned prefill.
-            video: the videos of the prompt.
+            prompt: the videos of the prompt.
             layers: number of decoder layers.
             other_tokens: number of the prompt's tokens that are not visual.
 
@@ -123,14 +123,14 @@ class Method(ABC):
         self.check_flops(ratio)
 
         def cost(value: float) -> float:
-            return self.with_knob(value).cost(video, layers, other_tokens)
+            return self.with_knob(value).cost(prompt, layers, other_tokens)
 
         low, high = self.knob_range
         least, most = sorted((cost(low), cost(high)))
         if not least <= ratio <= most:
             raise InputError(
                 f"flops must be from {least:.4f} to {most:.4f} for the method {self.name!r} on a prompt of "
-                f"{video.visual_tokens} visual and {other_tokens} other tokens in {layers} layers, got {ratio}"
+                f"{prompt.visual_tokens} visual and {other_tokens} other tokens in {layers} layers, got {ratio}"
             )
         rising = cost(high) >= cost(low)
         for _ in range(40):
@@ -141,10 +141,10 @@ class Method(ABC):
                 high = middle
         return self.with_knob(min((low, high), key=lambda value: abs(cost(value) - ratio)))
 
-    def cost(self, video: VideoGrid, layers: int, other_tokens: int) -> float:
+    def cost(self, prompt: Videos, layers: int, other_tokens: int) -> float:
         """Compute the share of the unpruned prefill's FLOPs (linear layers) that the settings alone give."""
-        lengths = [count + other_tokens for count in self.counts(video, layers)]
-        return linear_ratio(lengths, video.visual_tokens + other_tokens)
+        lengths = [count + other_tokens for count in self.counts(prompt, layers)]
+        return linear_ratio(lengths, prompt.visual_tokens + other_tokens)
 
     def with_knob(self, value: float) -> Self:
         """Return the method with its knob at `value`, without a check: both ends of the range are allowed here."""
@@ -161,16 +161,16 @@ class Video:
 
     Attributes:
         tokens: `[n, c, D]` projected and pooled features, with newlines in their places.
-        grid: rows and columns of a frame; if there is one column more than rows, it holds newlines.
-        saliency: `[n, P]` float32 attention that each of the `P = rows * rows` patches receives in the last layer that
-            the vision tower runs: the mean over heads and queries, pooled as the features are. None unless the method
+        grid: the tokens of a frame.
+        saliency: `[n, P]` float32 attention that each of the grid's P patches receives in the last layer that the
+            vision tower runs: the mean over heads and queries, pooled as the features are. None unless the method
             wants it.
         keys: `[n, P, d]` float32 keys of that layer: the mean over heads, pooled as the features are. None if
             `saliency` is.
     """
 
     tokens: Tensor
-    grid: tuple[int, int]
+    grid: Grid
     saliency: Tensor | None = None
     keys: Tensor | None = None
 
@@ -189,7 +189,7 @@ class BeforeDecoder(Method):
         return 0
 
     @abstractmethod
-    def count(self, frames: int, grid: tuple[int, int]) -> int:
+    def count(self, frames: int, grid: Grid) -> int:
         """Return W, the number of tokens that are kept of a video with `frames` frames."""
 
     @abstractmethod
@@ -202,8 +202,8 @@ class BeforeDecoder(Method):
             second gives its features.
         """
 
-    def counts(self, video: VideoGrid, layers: int) -> list[int]:
-        return [sum(self.count(frames, video.grid) for frames in video.videos)] * layers
+    def counts(self, prompt: Videos, layers: int) -> list[int]:
+        return [sum(self.count(video.frames, video.grid) for video in prompt.videos)] * layers
 
 
 class Grouping(NamedTuple):
@@ -266,8 +266,8 @@ class BetweenLayers(Method):
     def first_pruned(self, layers: int) -> int:
         return min(self.cuts(layers), default=layers)
 
-    def counts(self, video: VideoGrid, layers: int) -> list[int]:
-        whole = video.visual_tokens
+    def counts(self, prompt: Videos, layers: int) -> list[int]:
+        whole = prompt.visual_tokens
         return by_layer(layers, whole, {layer: self.tokens(ratio, whole) for layer, ratio in self.cuts(layers).items()})
 
 

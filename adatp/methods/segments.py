@@ -29,9 +29,9 @@ def partition(features: Tensor, tau_s: float, videos: Sequence[int] = ()) -> Ten
     return torch.nn.functional.pad((~similar).long().cumsum(0), (1, 0))
 
 
-def frames_per_segment(segment_of_frame: Tensor) -> Tensor:
-    """Count the frames of each segment: `[n]` int64 segment ids to `[n]` int64 counts, 0 after the last segment."""
-    return torch.zeros_like(segment_of_frame).scatter_add_(0, segment_of_frame, torch.ones_like(segment_of_frame))
+def total_per_segment(values: Tensor, segment_of_frame: Tensor) -> Tensor:
+    """Add up `[n]` int64 values of frames to `[n]` int64 totals of segments, 0 after the last segment."""
+    return torch.zeros_like(segment_of_frame).scatter_add_(0, segment_of_frame, values)
 
 
 def mean_per_segment(values: Tensor, segment_of_frame: Tensor) -> Tensor:
@@ -40,4 +40,5 @@ def mean_per_segment(values: Tensor, segment_of_frame: Tensor) -> Tensor:
     member = segment_of_frame[:, None] == slots  # [n, S]
     # a sum, not a scatter: on a GPU a scatter adds in no fixed order
     total = torch.where(member, values[:, None], 0).sum(0)
-    return total / frames_per_segment(segment_of_frame).clamp(min=1)
+    frames = total_per_segment(torch.ones_like(segment_of_frame), segment_of_frame)
+    return total / frames.clamp(min=1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adatp.checks.values import require
+from adatp.layout import Grid
 from adatp.methods.method import BeforeDecoder, Video, share_of
 from adatp_kernels.precision import without_autocast
 
@@ -24,7 +25,7 @@ class VisionZip(BeforeDecoder):
     has no [CLS], so here the saliency is the mean over all queries. Their code merges before the projector, this one
     after the projector and the pooling.
 
-    If frames have newlines, one follows every `rows` kept patches, and one follows the last kept patch.
+    If frames have newlines, one follows as many kept patches as a row had, and one follows the last kept patch.
 
     Attributes:
         keep: share of a frame's patches that are kept, in (0, 1]; T is rounded half up, at least 1.
@@ -47,22 +48,21 @@ class VisionZip(BeforeDecoder):
         require(0 < self.keep <= 1, "keep", self.keep, "in (0, 1]")
         require(0 < self.dominant <= 1, "dominant", self.dominant, "in (0, 1]")
 
-    def count(self, frames: int, grid: tuple[int, int]) -> int:
-        rows, columns = grid
-        left = self._left(rows * rows)
-        return frames * (left + _runs(left, rows) * (columns > rows))
+    def count(self, frames: int, grid: Grid) -> int:
+        left = self._left(grid.patches)
+        return frames * (left + _runs(left, grid.patch_columns) * grid.newlines)
 
     def compress(self, video: Video) -> tuple[Tensor, Tensor]:
         assert video.saliency is not None
         assert video.keys is not None
-        (rows, columns), (frames, size, _) = video.grid, video.tokens.shape
-        tokens, device = video.tokens.flatten(0, 1), video.tokens.device
-        left = self._left(rows * rows)
+        grid, (frames, size, _) = video.grid, video.tokens.shape
+        tokens, device, across = video.tokens.flatten(0, 1), video.tokens.device, grid.patch_columns
+        left = self._left(grid.patches)
         dominant = int(left * self.dominant)  # 27 / 32 is exact in binary, and so is the product
 
         first = torch.arange(frames, device=device)[:, None] * size
-        patch = torch.arange(rows * rows, device=device)
-        patches = first + patch // rows * columns + patch % rows  # [n, P] indices among the video's tokens
+        patch = torch.arange(grid.patches, device=device)
+        patches = first + patch // across * grid.columns + patch % across  # [n, P] indices among the video's tokens
         ranked = video.saliency.neg().argsort(dim=1, stable=True)
         chosen = patches.gather(1, ranked[:, :dominant].sort(dim=1).values)
         others = ranked[:, dominant:].sort(dim=1).values
@@ -75,11 +75,11 @@ class VisionZip(BeforeDecoder):
                 targets, merged = _merge(tokens[rest], keys, left - dominant)
             index.append(rest[:, targets])
             values.append(merged)
-        if columns > rows:
-            newlines = first + torch.arange(_runs(left, rows), device=device) * columns + rows
+        if grid.newlines:
+            newlines = first + torch.arange(_runs(left, across), device=device) * grid.columns + across
             index.append(newlines)
             values.append(tokens[newlines])
-        order = _order(left, rows, columns > rows, device)
+        order = _order(left, across, grid.newlines, device)
         return torch.cat(index, 1)[:, order].flatten(), torch.cat(values, 1)[:, order].flatten(0, 1)
 
     def _left(self, patches: int) -> int:
@@ -109,16 +109,16 @@ def _merge(features: Tensor, keys: Tensor, number: int) -> tuple[Tensor, Tensor]
     return targets, (features[:, targets].float() + mean).to(features.dtype)
 
 
-def _runs(left: int, rows: int) -> int:
-    """Return the number of runs of `rows` patches, the last of which may be shorter; each ends with a newline."""
-    return -(-left // rows)
+def _runs(left: int, across: int) -> int:
+    """Return the number of runs of `across` patches, the last of which may be shorter; each ends with a newline."""
+    return -(-left // across)
 
 
-def _order(left: int, rows: int, newlines: bool, device: torch.device) -> Tensor:
+def _order(left: int, across: int, newlines: bool, device: torch.device) -> Tensor:
     """Return int64 indices that put `left` patches, followed by their newlines, into the order of a frame."""
     if not newlines:
         return torch.arange(left, device=device)
-    token = torch.arange(left + _runs(left, rows), device=device)
-    run = token // (rows + 1)
-    is_newline = (token % (rows + 1) == rows) | (token == token[-1])
+    token = torch.arange(left + _runs(left, across), device=device)
+    run = token // (across + 1)
+    is_newline = (token % (across + 1) == across) | (token == token[-1])
     return torch.where(is_newline, left + run, token - run)

@@ -2,41 +2,53 @@
 
 Every model of a family must have:
 
-- a method `get_video_features` of the body. Its output has the vision tower's `hidden_states`, and the body may be
-  given it as `mm_encoder_outputs["video"]`;
+- a method `get_video_features` of the body (or `get_image_features`, see `modality`). The body may be given its output
+  as `mm_encoder_outputs[modality]`;
 - decoder layers that are called with `position_embeddings`, `position_ids`, `attention_mask` and `past_key_values` by
   keyword, and that leave post-rotary keys in `past_key_values.layers[i].keys`;
 - a language model that the body calls with keywords only, and whose `rotary_emb` computes the tables of position ids;
-- a SigLIP vision tower, for text relevance;
 - a decoder whose layers can be built by themselves from its configuration, for the FLOPs of the report.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers.models.qwen2.modeling_qwen2 import rotate_half
 
-from adatp.layout import PromptLayout
+from adatp.layout import Grid, PromptLayout, VideoSize
+from adatp.models.decoder_layers import DecoderLayers
+from adatp.models.question import read_question
 
 
-class Family(ABC):
+class Family(DecoderLayers, ABC):
     """The parts of one model instance, for a family of models.
 
     Attributes:
         model_type: `config.model_type` of the family's models.
+        modality: "video", or "image" if the model sees the frames of a video as images.
+        pixels: the argument of the body with the pixels of the videos.
+        scalar_positions: whether a position is one number, so that kept tokens can be renumbered. If not, position ids
+            are `[axes, B, L]`.
+        offers_attention: whether `tower_attention` and `pool` can be used.
+        added_layers: number of the first decoder layers whose output the decoder adds something to.
+        config: the configuration of the model.
         body: the module whose forward receives `input_ids` and the video.
-        decoder: the language model, with `layers` and a Hugging Face `config`.
         tower: the modules that turn pixels into visual tokens; timings call the time of their first run "tower".
-        grid: rows and columns of a frame's prunable tokens, in raster order.
+        grid: the tokens of every frame; None if each video has a grid of its own.
     """
 
     model_type: ClassVar[str]
+    modality: ClassVar[str] = "video"
+    pixels: ClassVar[str] = "pixel_values_videos"
+    scalar_positions: ClassVar[bool] = True
+    offers_attention: ClassVar[bool] = False
+    added_layers: int = 0
+    config: Any
     body: Any
-    decoder: Any
     tower: list[nn.Module]
-    grid: tuple[int, int]
+    grid: Grid | None = None
 
     @abstractmethod
     def __init__(self, model: Any) -> None: ...
@@ -46,44 +58,51 @@ class Family(ABC):
     def load_processor(cls, checkpoint: str) -> Any:
         """Load the processor of a checkpoint of this family, by name or path, with or without torchvision."""
 
-    @property
-    @abstractmethod
-    def siglip(self) -> str | None:
-        """Name of the SigLIP checkpoint that the vision tower was trained from; None if unknown."""
+    # The prompt
 
     @property
-    @abstractmethod
-    def tower_layers(self) -> int:
-        """Number of encoder layers of the vision tower before the features that the projector reads."""
+    def placeholders(self) -> tuple[int, ...]:
+        """The ids that stand for visual tokens, of videos and of images."""
+        return self.config.video_token_id, self.config.image_token_id
 
     @property
-    @abstractmethod
-    def tower_states_wanted(self) -> list[int]:
-        """Indices, from 0, of the tower's hidden states that `tower_states` and `tower_attention` read."""
+    def invisible(self) -> tuple[int, ...]:
+        """The ids that belong to videos and images; they are no text."""
+        return self.placeholders
 
-    @property
-    @abstractmethod
-    def tower_width(self) -> int:
-        """Hidden size of the vision tower."""
+    def is_video(self, input_ids: Tensor) -> Tensor:
+        """Return which of the ids stand for tokens of a video, bool."""
+        found: Tensor = input_ids == self.config.video_token_id
+        return found
 
-    @abstractmethod
     def has_video(self, input_ids: Tensor) -> bool:
         """Tell whether `[B, L]` prompts have any video token."""
+        return bool(self.is_video(input_ids).any())
 
-    @abstractmethod
     def ids_of(self, embeds: Tensor) -> Tensor:
         """Find the video and image placeholders in prompts that are given as `[B, L, D]` embeddings.
 
         Returns:
             `[B, L]` int64: the id of the placeholder at each of its embeddings, -1 elsewhere.
         """
+        # the model itself finds the placeholders in the same way
+        ids = torch.full(embeds.shape[:2], -1)
+        for token in self.placeholders:
+            embedding = self.body.get_input_embeddings()(torch.tensor(token, device=embeds.device))
+            ids[(embeds == embedding.to(embeds.dtype)).all(-1).cpu()] = token
+        return ids
+
+    def sizes(self, given: Mapping[str, Any]) -> list[VideoSize] | None:
+        """Read the sizes of the videos, in order, from the arguments of a call; None if the arguments do not tell."""
+        return None
 
     @abstractmethod
-    def layout(self, input_ids: Tensor) -> PromptLayout | None:
+    def layout(self, input_ids: Tensor, sizes: Sequence[VideoSize] | None = None) -> PromptLayout | None:
         """Find the videos' tokens and the text after them.
 
         Args:
             input_ids: `[L]` int64 on the host, a prompt without padding.
+            sizes: sizes of the videos of the prompt, in order; None if `sizes` does not tell.
 
         Returns:
             The layout of the prompt; None for a prompt without a video.
@@ -92,91 +111,98 @@ class Family(ABC):
             Unsupported: the prompt cannot be pruned; the message says why.
         """
 
-    @abstractmethod
     def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> str:
-        """Read from a prompt `[L]` the question about its videos; empty if there is none."""
+        """Read from a prompt `[L]` the question about its videos; empty if there is none. See `read_question`."""
+        return read_question(input_ids, layout, tokenizer, self.invisible, self.clean_question)
 
-    @abstractmethod
-    def tower_states(self, outputs: Any) -> Tensor:
-        """Return `[videos * n, patches, D]`, the output of the tower's layer `tower_layers - 1`.
+    def clean_question(self, text: str) -> str:
+        """Return the question without any other text that the prompt has in its place."""
+        return text.strip()
 
-        Args:
-            outputs: the output of `get_video_features`.
-        """
-
-    @abstractmethod
-    def tower_attention(self, outputs: Any) -> tuple[Tensor, Tensor]:
-        """Compute queries and keys of the last layer before the features, `[videos * n, heads, patches, d]` each.
-
-        Args:
-            outputs: the output of `get_video_features`.
-        """
-
-    @abstractmethod
-    def pool(self, maps: Tensor) -> Tensor:
-        """Pool `[F, patches, D]` values of F frames' patches as their features, to `[F, P, D]` without newlines."""
-
-    # What follows is that of a decoder layer of Llama's kind, such as those of Qwen2 and Qwen3.
-
-    def query_projection(self, layer: Any) -> nn.Module:
-        """Return the module of a decoder layer that computes its queries, `[B, W, H * d]`, heads side by side."""
-        projection: nn.Module = layer.self_attn.q_proj
-        return projection
-
-    def mlp(self, layer: Any) -> nn.Module:
-        """Return the module of a decoder layer that acts on each token of `[B, W, D]` independently."""
-        mlp: nn.Module = layer.mlp
-        return mlp
-
-    def scale(self, layer: Any) -> float:
-        """Return the factor of the attention logits of a decoder layer."""
-        return float(layer.self_attn.scaling)
-
-    def queries(self, layer: Any, projected: Tensor, cos: Tensor, sin: Tensor, *, rows: Tensor | None = None) -> Tensor:
-        """Select post-rotary queries from the output of a layer's query projection.
-
-        Args:
-            layer: one of `decoder.layers`.
-            projected: `[B, W, H * d]` output of its query projection.
-            cos, sin: `[B, T, d]` rotary tables; these and `rows` may be on other devices.
-            rows: `[T]` int64, the tokens whose queries are needed; None for all, T = W.
-
-        Returns:
-            `[B, H, T, d]`.
-        """
-        device = projected.device
-        chosen = projected if rows is None else projected.index_select(1, rows.to(device))
-        return _rotated(layer.self_attn, "q_norm", chosen, cos.to(device), sin.to(device))
-
-    def project(self, layer: Any, hidden: Tensor, rows: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute post-rotary queries of some of the tokens that enter a decoder layer, and keys of all tokens.
-
-        Args:
-            layer: one of `decoder.layers`.
-            hidden: `[1, W, D]` input of the layer.
-            rows: `[T]` int64, the tokens whose queries are needed.
-            cos, sin: `[1, W, d]` rotary tables.
-
-        Returns:
-            `[1, H, T, d]` queries and `[1, G, W, d]` keys.
-        """
-        normed = layer.input_layernorm(hidden)
-        query, query_cos, query_sin = (part.index_select(1, rows) for part in (normed, cos, sin))
-        return (
-            self.queries(layer, self.query_projection(layer)(query), query_cos, query_sin),
-            _rotated(layer.self_attn, "k_norm", layer.self_attn.k_proj(normed), cos, sin),
-        )
+    # The vision tower
 
     @property
-    def has_sliding_windows(self) -> bool:
-        """Whether some decoder layers do not attend to all tokens."""
-        return "sliding_attention" in (getattr(self.decoder.config, "layer_types", None) or ())
+    def siglip(self) -> str | None:
+        """Name of the SigLIP checkpoint that the vision tower was trained from; None if unknown."""
+        return None
 
+    @property
+    def tower_layers(self) -> int | None:
+        """Number of layers of a SigLIP tower before the features that the projector reads; None for another tower."""
+        return None
 
-def _rotated(attention: Any, norm: str, projected: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate `[B, T, H * d]` projected tokens to `[B, H, T, d]`, normed by the attention's `norm` if it has one."""
-    heads = projected.unflatten(-1, (-1, attention.head_dim))
-    if hasattr(attention, norm):
-        heads = getattr(attention, norm)(heads)
-    heads = heads.transpose(1, 2)
-    return torch.addcmul(heads * cos[:, None], rotate_half(heads), sin[:, None])
+    @property
+    def tower_width(self) -> int | None:
+        """Hidden size of a SigLIP tower; None for another tower."""
+        return None
+
+    def encoder_kwargs(self, *, attention: bool) -> dict[str, Any]:
+        """Return arguments of `get_video_features` that keep what is read of its output.
+
+        Args:
+            attention: whether `tower_attention` will read it.
+        """
+        return {}
+
+    @abstractmethod
+    def frame_features(self, outputs: Any, sizes: Sequence[VideoSize] | None) -> Tensor:
+        """Compute `[F, D]` float32, a feature of each frame of all videos, where no SigLIP is at hand.
+
+        Args:
+            outputs: the output of `get_video_features`.
+            sizes: sizes of the videos that were encoded, in order; None if `sizes` does not tell.
+        """
+
+    def tower_states(self, outputs: Any) -> Tensor:
+        """Return `[F, patches, D]`, the output of a SigLIP tower's layer `tower_layers - 1` for F frames.
+
+        Args:
+            outputs: the output of `get_video_features`.
+        """
+        raise NotImplementedError
+
+    def tower_attention(self, outputs: Any) -> tuple[Tensor, Tensor]:
+        """Compute queries and keys of the last layer before the features, `[F, heads, patches, d]` each.
+
+        Args:
+            outputs: the output of `get_video_features`.
+        """
+        raise NotImplementedError
+
+    def pool(self, maps: Tensor) -> Tensor:
+        """Pool `[F, patches, D]` values of F frames' patches as their features, to `[F, P, D]` without newlines."""
+        raise NotImplementedError
+
+    # What the body gives its decoder beside embeddings, positions, mask and cache
+
+    def split_kwargs(
+        self, kwargs: dict[str, Any], ids: Sequence[Tensor], padding: Sequence[int]
+    ) -> Sequence[dict[str, Any]]:
+        """Split the other arguments of the decoder for a batch into those of each prompt.
+
+        Args:
+            kwargs: the arguments for the batch.
+            ids: ids of each prompt on the host, without padding and draft.
+            padding: number of left padding tokens of each prompt.
+        """
+        return [kwargs] * len(ids)
+
+    def kept_kwargs(self, kwargs: dict[str, Any], left: Tensor) -> dict[str, Any]:
+        """Return the arguments of one prompt for those of its tokens that are left.
+
+        Args:
+            kwargs: the arguments for the whole prompt, as `split_kwargs` returns them.
+            left: `[W]` int64 on the device, indices in the whole prompt.
+        """
+        return kwargs
+
+    def replacements(self, left: Callable[[], Tensor | None]) -> dict[str, Callable[..., Any]]:
+        """Return the methods of the decoder, by name, that must know which tokens are left in a prefill.
+
+        Each is called with the method that it replaces and that method's arguments.
+
+        Args:
+            left: returns `[W]` int64 on the device, indices in the whole prompt of the tokens that are left; None if
+                no token has been dropped.
+        """
+        return {}

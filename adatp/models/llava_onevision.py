@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from adatp.errors import Unsupported, UnsupportedType
-from adatp.layout import PromptLayout
+from adatp.layout import Grid, PromptLayout, VideoSize
 from adatp.models.family import Family
 from adatp.models.processor import load_processor
 from adatp.models.siglip import NAME, WIDTHS
@@ -26,7 +26,9 @@ class LlavaOnevision(Family):
     """
 
     model_type = "llava_onevision"
+    offers_attention = True
     trailing_tokens: ClassVar[int] = 1
+    grid: Grid
 
     def __init__(self, model: Any) -> None:
         if not isinstance(model, LlavaOnevisionForConditionalGeneration):
@@ -43,7 +45,7 @@ class LlavaOnevision(Family):
         self.tower = [model.model.vision_tower, model.model.multi_modal_projector]
         vision = self.config.vision_config
         side = math.ceil(vision.image_size // vision.patch_size / 2)
-        self.grid = (side, side)
+        self.grid = Grid(side, side)
 
     @classmethod
     def load_processor(cls, checkpoint: str) -> Any:
@@ -56,11 +58,7 @@ class LlavaOnevision(Family):
     @property
     def tower_layers(self) -> int:
         layer = self._feature_layer
-        return layer if layer >= 0 else self.config.vision_config.num_hidden_layers + 1 + layer
-
-    @property
-    def tower_states_wanted(self) -> list[int]:
-        return [self.tower_layers - 1, self.tower_layers]
+        return layer if layer >= 0 else int(self.config.vision_config.num_hidden_layers) + 1 + layer
 
     @property
     def tower_width(self) -> int:
@@ -72,24 +70,13 @@ class LlavaOnevision(Family):
         layer = self.config.vision_feature_layer
         return int(layer if isinstance(layer, int) else layer[-1])
 
-    def has_video(self, input_ids: Tensor) -> bool:
-        return bool((input_ids == self.config.video_token_id).any())
-
-    def ids_of(self, embeds: Tensor) -> Tensor:
-        # the model itself finds the placeholders in the same way
-        ids = torch.full(embeds.shape[:2], -1)
-        for token in (self.config.video_token_id, self.config.image_token_id):
-            embedding = self.body.get_input_embeddings()(torch.tensor(token, device=embeds.device))
-            ids[(embeds == embedding.to(embeds.dtype)).all(-1).cpu()] = token
-        return ids
-
-    def layout(self, input_ids: Tensor) -> PromptLayout | None:
-        is_video = input_ids == self.config.video_token_id
+    def layout(self, input_ids: Tensor, sizes: Sequence[VideoSize] | None = None) -> PromptLayout | None:
+        is_video = self.is_video(input_ids)
         if not bool(is_video.any()):
             return None
-        c = self.grid[0] * self.grid[1]
+        c = self.grid.tokens
         begins: list[int] = []
-        videos: list[int] = []
+        videos: list[VideoSize] = []
         for begin, stop in _runs(is_video):
             n, rest = divmod(stop - begin - self.trailing_tokens, c)
             if rest or n == 0:
@@ -99,40 +86,17 @@ class LlavaOnevision(Family):
                     "pruned), and there must be text, at least a newline, between two videos"
                 )
             begins += range(begin, begin + n * c, c)
-            videos.append(n)
+            videos.append(VideoSize(n, self.grid))
         after = torch.arange(stop, len(input_ids))
         rows = after[input_ids[stop:] != self.config.image_token_id]
-        return PromptLayout(len(input_ids), tuple(begins), rows, tuple(videos), self.grid)
+        return PromptLayout(len(input_ids), tuple(begins), rows, tuple(videos))
 
-    def question(self, input_ids: Tensor, layout: PromptLayout, tokenizer: Any) -> str:
-        """Read the last user turn that is not empty, from the turn with the video on.
+    def encoder_kwargs(self, *, attention: bool) -> dict[str, Any]:
+        # by default transformers keeps only the hidden states that it projects
+        return {"output_hidden_states": [self.tower_layers - 1, self.tower_layers]} if attention else {}
 
-        If all are empty, the question is the text before the video.
-        """
-        added = tokenizer.added_tokens_decoder
-        special = {*tokenizer.all_special_ids, *(index for index, token in added.items() if token.special)}
-        placeholders = {self.config.video_token_id, self.config.image_token_id}
-
-        def pieces(ids: Tensor) -> list[str]:
-            """Decode the text between special tokens."""
-            split: list[list[int]] = [[]]
-            for token in ids.tolist():
-                if token in placeholders:
-                    continue
-                if token in special:
-                    split.append([])
-                else:
-                    split[-1].append(token)
-            return [str(tokenizer.decode(piece)) for piece in split]
-
-        asked, *later = pieces(input_ids[layout.end :])
-        turns = [asked, *(piece.removeprefix("user") for piece in later if piece.startswith("user"))]
-        before = pieces(input_ids[: layout.begins[0]])[-1].removeprefix("user")
-        return next(filter(None, map(self.clean_question, [*reversed(turns), before])), "")
-
-    def clean_question(self, text: str) -> str:
-        """Return the question without any other text that the prompt has in its place."""
-        return text.strip()
+    def frame_features(self, outputs: Any, sizes: Sequence[VideoSize] | None) -> Tensor:
+        return self.tower_states(outputs).float().mean(1)
 
     def tower_states(self, outputs: Any) -> Tensor:
         return self._state(outputs, self._feature_layer)

@@ -28,6 +28,7 @@ from transformers.utils import can_return_tuple, is_torchvision_available
 from transformers.video_utils import VideoMetadata, make_batched_videos
 
 from adatp.errors import InputError
+from adatp.layout import Grid
 from adatp.models.llava_onevision import LlavaOnevision
 from adatp.models.processor import TorchOnlyProcessor, load_parts
 
@@ -249,7 +250,7 @@ class LlavaVideo(LlavaOnevision):
         super().__init__(model)
         vision = self.config.vision_config
         side = pooled_side(vision.image_size // vision.patch_size, self.config.spatial_pool_mode)
-        self.grid = (side, side + 1)
+        self.grid = Grid(side, side + 1, newlines=True)
 
     @classmethod
     def load_processor(cls, checkpoint: str) -> Any:

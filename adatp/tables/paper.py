@@ -111,7 +111,7 @@ def _label(row: Row) -> str:
     if isinstance(method, AdaTP) and row.table == 3:
         return f"layers {method.first}-{method.last}"
     if isinstance(method, VisionZip):
-        patches = MODEL_SHAPES[row.model].grid[0] ** 2
+        patches = MODEL_SHAPES[row.model].grid.patches
         return f"{method.name} {method.keep * patches:.0f}/{patches}*"
     setting = "" if knob is None else f" {knob}={method.settings()[knob]:.3g}"
     return f"{method.name}{setting}{'*' if row.fitted else ''}"

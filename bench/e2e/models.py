@@ -98,7 +98,7 @@ def make(build: Build, device: torch.device, dtype: torch.dtype) -> Loaded:
     )
     config: Any = onevision_config(vision, build.tower_layers, decoder, tokenizer)
     kind: Any = LlavaOnevisionForConditionalGeneration
-    if shape.grid[0] != shape.grid[1]:  # newlines end its rows
+    if shape.grid.newlines:
         config = llava_video_config(config, "average")
         kind = LlavaVideoForConditionalGeneration
     torch.manual_seed(0)

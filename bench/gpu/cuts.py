@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatp.engine.cuts import Cuts, Tokens
+from adatp.engine.cuts import Cuts
+from adatp.engine.tokens import Tokens
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
-from adatp.layout import PromptLayout
+from adatp.layout import PromptLayout, VideoSize
 from adatp.methods import AdaTP
 from bench.gpu.trace import trace
 from bench.inputs import DEVICE, DTYPE, FRAMES_PER_SEGMENT, Case
@@ -31,8 +32,7 @@ class RandomCuts:
             length=case.length,
             begins=tuple(range(0, case.visual, case.positions)),
             rows=torch.arange(case.visual, case.length),
-            videos=(case.frames,),
-            grid=shape.grid,
+            videos=(VideoSize(case.frames, shape.grid),),
         )
         self._layers = shape.layers
         each = case.frames if case.one_segment else FRAMES_PER_SEGMENT

@@ -19,6 +19,7 @@ from adatp.evaluation.paper.rows import (
 )
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp.evaluation.paper.tower_flops import tower_flops
+from adatp.layout import Grid, VideoSize
 from adatp.methods import AdaTP, FastV, PyramidDrop, VisionZip
 from adatp.report import Sample, Segment
 
@@ -48,7 +49,7 @@ def find(rows, table, model, method, **settings):
 
 def kept(shape, counts, segments=()):
     """What a run with these counts would report."""
-    return Sample(shape.videos, shape.grid, 40, "?", tuple(counts), None, segments, AdaTP(), None, {})
+    return Sample(shape.videos, 40, "?", tuple(counts), None, segments, AdaTP(), None, {})
 
 
 def test_every_figure_of_the_paper_has_its_row(rows):
@@ -185,7 +186,7 @@ def test_visionzip_is_the_nearest_whole_number_of_patches(rows):
     assert len(fits) == 9
     for row in fits:
         shape = MODEL_SHAPES[row.model]
-        patches = shape.grid[0] ** 2
+        patches = shape.grid.patches
         left = round(row.method.keep * patches)
         assert row.method.keep == left / patches
         assert row.fitted
@@ -266,7 +267,12 @@ class TestExplanation:
 
 @pytest.mark.parametrize(
     "change",
-    [{"text_tokens": 1000}, {"videos": (8,)}, {"num_hidden_layers": 30}, {"intermediate_size": 9000}],
+    [
+        {"text_tokens": 1000},
+        {"videos": (VideoSize(8, Grid(14, 14)),)},
+        {"num_hidden_layers": 30},
+        {"intermediate_size": 9000},
+    ],
     ids=lambda change: next(iter(change)),
 )
 def test_figures_are_counted_not_kept(monkeypatch, change):

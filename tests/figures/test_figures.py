@@ -13,6 +13,7 @@ from PIL import Image
 from adatp.cli.main import main
 from adatp.evaluation.bias import Bias, measure
 from adatp.figures.drawings import COLOURS, draw_kept, draw_per_frame, draw_per_position, draw_top_tokens
+from adatp.layout import Grid
 
 TITLE = r"What costs $\x$, <b>or $\frac$</b>?  (a model, a.mp4)"  # no mathematics
 
@@ -46,8 +47,10 @@ def test_bars_are_as_high_as_the_attention(tmp_path, scores):
 
 
 def test_newlines_stand_apart_from_the_positions(tmp_path, scores):
-    for name, grid in (("square", (3, 4)), ("plain", (4, 3))):
-        draw_per_position(tmp_path / f"{name}.png", measure(scores, grid).per_position.numpy(), TITLE)
+    for name, grid in (("square", Grid(3, 4, newlines=True)), ("plain", Grid(4, 3))):
+        draw_per_position(
+            tmp_path / f"{name}.png", measure(scores, grid).per_position.numpy(), TITLE, newlines=grid.newlines
+        )
     apart, together = (
         (pixels(tmp_path / f"{name}.png") < 250).any(2)[60:200].any(0).astype(int) for name in ("square", "plain")
     )
@@ -55,7 +58,7 @@ def test_newlines_stand_apart_from_the_positions(tmp_path, scores):
 
 
 def test_top_tokens_have_the_colours_of_their_bias(tmp_path, scores):
-    kinds = measure(scores, (3, 4)).kinds
+    kinds = measure(scores, Grid(3, 4)).kinds
     assert {int(k) for k in kinds.unique()} == set(Bias)
     draw_top_tokens(tmp_path / "a.png", scores.numpy(), kinds.numpy(), TITLE)
     picture = pixels(tmp_path / "a.png")

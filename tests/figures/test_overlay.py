@@ -22,11 +22,11 @@ def test_dropped_tokens_are_veiled_and_kept_ones_untouched():
 
 
 def test_newlines_are_a_margin_on_the_right():
-    """LLaVA-Video's grids have a column more than rows."""
+    """The last column of LLaVA-Video's grids."""
     frame = np.full((30, 60, 3), 9, np.uint8)
     kept = np.ones((3, 4), bool)
     kept[1, 3] = False
-    drawn = veil(frame, kept)
+    drawn = veil(frame, kept, newlines=True)
     assert drawn.shape == (30, 80, 3)
     assert np.array_equal(drawn[:, :60], frame)
     assert (drawn[:10, 60:] < 100).all()

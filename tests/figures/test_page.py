@@ -16,6 +16,7 @@ import adatp.figures.page
 from adatp.evaluation.bias import Bias, measure, shares
 from adatp.figures.page import Run, write_page
 from adatp.hf.attention_map import AttentionMap
+from adatp.layout import Grid, VideoSize
 from adatp.report import Sample
 from adatp.video import Clip
 
@@ -140,10 +141,10 @@ def test_a_page_of_a_large_model_is_small(study, tmp_path):
     """32 frames of 196 tokens, 28 layers, 9 methods, and frames that no JPEG makes small."""
     layers, frames, tokens = 28, 32, 196
     random = np.random.default_rng(0)
-    attention = AttentionMap(torch.rand(layers, frames, tokens), (14, 14), (frames,))
+    attention = AttentionMap(torch.rand(layers, frames, tokens), (VideoSize(frames, Grid(14, 14)),))
     kept = torch.arange(0, frames * tokens, 3)
     sample = Sample(
-        videos=(frames,), grid=(14, 14), other_tokens=130, question=None, kept=(len(kept),) * layers, similarity=None,
+        videos=attention.videos, other_tokens=130, question=None, kept=(len(kept),) * layers, similarity=None,
         segments=(), method=None, _visual=torch.arange(frames * tokens), _origins={0: kept},
     )  # fmt: skip
     run = Run("a method", "", "", 0.3, sample)

@@ -31,12 +31,12 @@ FLAGS = (
 )  # fmt: skip
 
 VEILED = """
-const [canvas, rows, columns, margin] = arguments;
+const [canvas, rows, columns, across, margin] = arguments;
 const pen = new OffscreenCanvas(canvas.width, canvas.height).getContext("2d", {willReadFrequently: true});
 pen.drawImage(canvas, 0, 0);
-const picture = canvas.width / (1 + (columns - rows) * (1 / rows + margin)), side = picture / rows;
+const picture = canvas.width / (1 + (columns - across) * (1 / across + margin)), side = picture / across;
 return Array.from({length: rows * columns}, (_, place) => {
-  const row = Math.floor(place / columns), column = place % columns, apart = column < rows ? 0 : margin * picture;
+  const row = Math.floor(place / columns), column = place % columns, apart = column < across ? 0 : margin * picture;
   const pixel = pen.getImageData((column + .5) * side + apart, (row + .5) / rows * canvas.height, 1, 1);
   return Math.min(...pixel.data) > 190;
 });
@@ -132,7 +132,9 @@ def text(page, selector: str) -> str:
 
 def kept_on_canvas(page, canvas) -> np.ndarray:
     """`[c]` bool, by the pixels."""
-    return ~np.array(page.browser.execute_script(VEILED, canvas, *page.study.attention.grid, MARGIN))
+    grid = page.study.attention.grid
+    sides = grid.rows, grid.columns, grid.patch_columns
+    return ~np.array(page.browser.execute_script(VEILED, canvas, *sides, MARGIN))
 
 
 def move_to_layer(page, layer: int):
@@ -185,7 +187,7 @@ def test_the_slider_changes_the_numbers_of_the_bias(page):
         assert text(page, "#peak") == f"{found.peak.factor[layer]:.2f}×"
         place = text(page, "#peak-says").replace("\xa0", " ")
         row, column = found.peak.row[layer].item(), found.peak.column[layer].item()
-        newline = column == attention.grid[0]
+        newline = column == attention.grid.patch_columns
         assert (f"the newline of row {row}" if newline else f"row {row}, column {column}") in place
         assert find(page, f"#contact button:nth-child({layer + 1})").get_attribute("aria-pressed") == "true"
 

@@ -5,6 +5,7 @@ Plain Python numbers and lists, one token at a time. Nothing here imports the pa
 """
 
 import math
+from fractions import Fraction
 
 
 def _cosine(u, v):
@@ -45,8 +46,8 @@ def visionzip(tokens, grid, saliency, keys, keep, dominant=(27, 32)):
     """VisionZip.
 
     Args:
-        tokens: with a newline at the end of every row where the grid has a column more than rows.
-        grid: rows and columns of a frame's tokens.
+        tokens: with a newline at the end of every row where the grid has newlines.
+        grid: with the `rows` and `columns` of a frame's tokens, and whether the last column holds `newlines`.
         saliency: `[n][P]` of the patches, newlines left out.
         keys: `[n][P][d]` likewise.
         keep: share of the patches that is left.
@@ -55,12 +56,13 @@ def visionzip(tokens, grid, saliency, keys, keep, dominant=(27, 32)):
     Returns:
         Indices and token values, both in the order in which they are left.
     """
-    rows, columns = grid
+    rows, columns = grid.rows, grid.columns
+    width = columns - 1 if grid.newlines else columns
     indices, values = [], []
     for frame, frame_tokens in enumerate(tokens):
         patches, newlines = [], []  # places among the frame's tokens
         for place in range(rows * columns):
-            (newlines if place % columns == rows else patches).append(place)
+            (newlines if place % columns == width else patches).append(place)
         left = max(1, _nearest_integer(keep * len(patches)))
         dominant_count = left * dominant[0] // dominant[1]
         chosen = set(_take_best(saliency[frame], dominant_count))
@@ -85,7 +87,7 @@ def visionzip(tokens, grid, saliency, keys, keep, dominant=(27, 32)):
         for done, (place, value) in enumerate(compressed, 1):
             indices.append(frame * rows * columns + place)
             values.append(value)
-            if newlines and (done % rows == 0 or done == len(compressed)):
+            if newlines and (done % width == 0 or done == len(compressed)):
                 newline = newlines.pop(0)
                 indices.append(frame * rows * columns + newline)
                 values.append(frame_tokens[newline])
@@ -115,40 +117,41 @@ def uniform(total, keep):
     return [math.floor(i * total / count) for i in range(count)]
 
 
-def pooled_shape(rows, keep):
-    """Rows and columns of the grid to which `rows` x `rows` patches are pooled."""
+def pooled_shape(rows, columns, keep):
+    """Rows and columns of the grid to which `rows` x `columns` patches are pooled."""
     best = None
     for r in range(1, rows + 1):
-        for q in range(1, rows + 1):
-            aspect = max(r / q, q / r)
+        for q in range(1, columns + 1):
+            aspect = max(Fraction(r * columns, q * rows), Fraction(q * rows, r * columns))
             if aspect <= 1.5:
-                candidate = (abs(r * q - keep * rows * rows), aspect, r * q, r, q)
+                candidate = (abs(r * q - keep * rows * columns), aspect, r * q, r, q)
                 best = candidate if best is None else min(best, candidate)
     return best[3:]
 
 
 def pool(tokens, grid, keep):
     """Average pooling of every frame: indices and token values. Newlines stand as in `visionzip`'s `tokens`."""
-    rows, columns = grid
-    r, q = pooled_shape(rows, keep)
+    rows, columns = grid.rows, grid.columns
+    width = columns - 1 if grid.newlines else columns
+    r, q = pooled_shape(rows, width, keep)
 
-    def windows(number):
+    def windows(number, side):
         """The places that each of `number` equal stretches of a side touches."""
         touched = []
         for w in range(number):
-            touched.append([j for j in range(rows) if j * number < (w + 1) * rows and (j + 1) * number > w * rows])
+            touched.append([j for j in range(side) if j * number < (w + 1) * side and (j + 1) * number > w * side])
         return touched
 
     indices, values = [], []
     for frame, frame_tokens in enumerate(tokens):
-        for down in windows(r):
+        for down in windows(r, rows):
             middle = down[(len(down) - 1) // 2]
-            for across in windows(q):
+            for across in windows(q, width):
                 indices.append(frame * rows * columns + middle * columns + across[(len(across) - 1) // 2])
                 values.append(_mean([frame_tokens[i * columns + j] for i in down for j in across]))
-            if columns > rows:
-                indices.append(frame * rows * columns + middle * columns + rows)
-                values.append(frame_tokens[middle * columns + rows])
+            if grid.newlines:
+                indices.append(frame * rows * columns + middle * columns + width)
+                values.append(frame_tokens[middle * columns + width])
     return indices, values
 
 

@@ -5,23 +5,25 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from adatp.engine.cuts import Cuts, Tokens
+from adatp.engine.cuts import Cuts
 from adatp.engine.scoring import Scoring
-from adatp.layout import PromptLayout
+from adatp.engine.tokens import Tokens
+from adatp.layout import Grid, PromptLayout, VideoSize
 from adatp.methods import AdaTP
 from adatp.methods.method import BetweenLayers
 from adatp_kernels.dispatch import Impl
 
+SEVEN = Grid(7, 7)
 LAYERS, HEADS, GROUPS, DIM, WIDTH = 28, 28, 4, 128, 3584  # of OneVision-7B
 
 
-def layout(frames: int, text: int, videos: int = 1, *, before: int = 5, grid: tuple[int, int] = (7, 7)) -> PromptLayout:
+def layout(frames: int, text: int, videos: int = 1, *, before: int = 5, grid: Grid = SEVEN) -> PromptLayout:
     """A prompt: `before` tokens, then each video of `frames` with a newline, then `text` tokens."""
-    c = grid[0] * grid[1]
+    c = grid.tokens
     each = frames * c + 1
     begins = [before + video * each + frame * c for video in range(videos) for frame in range(frames)]
     end = before + videos * each
-    return PromptLayout(end + text, tuple(begins), torch.arange(end, end + text), (frames,) * videos, grid)
+    return PromptLayout(end + text, tuple(begins), torch.arange(end, end + text), (VideoSize(frames, grid),) * videos)
 
 
 def prefill(

@@ -6,6 +6,7 @@ from torch import nn
 from videollm import make_clip, make_inputs
 
 from adatp.hf.attention_map import visual_attention
+from adatp.layout import VideoSize
 from adatp.models import family_of
 from adatp.pruning import apply
 from adatp.small.untrained import load_untrained
@@ -45,9 +46,9 @@ def test_it_is_the_mean_of_the_attention_matrices(videollm):
     found = visual_attention(videollm.model, inputs)
     torch.testing.assert_close(found.scores, expected(videollm.model, inputs), atol=1e-5, rtol=1e-4)
     assert found.scores.dtype == torch.float32
-    assert found.scores.shape == (16, 6, found.grid[0] * found.grid[1])
+    assert found.scores.shape == (16, 6, found.grid.tokens)
     assert found.grid == family_of(videollm.model).grid
-    assert found.videos == (6,)
+    assert found.videos == (VideoSize(6, found.grid),)
     assert found.frames == 6
 
 
@@ -63,7 +64,7 @@ def test_several_videos_with_text_between_them(videollm):
     prompt = videollm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = videollm.processor(text=prompt, videos=[make_clip(3), make_clip(3, seed=1)], return_tensors="pt")
     found = visual_attention(videollm.model, inputs)
-    assert found.videos == (3, 3)
+    assert found.videos == (VideoSize(3, found.grid),) * 2
     torch.testing.assert_close(found.scores, expected(videollm.model, inputs), atol=1e-5, rtol=1e-4)
 
 

@@ -13,11 +13,10 @@ from transformers import DynamicCache, StaticCache
 from videollm import make_inputs
 
 import adatp
-from adatp.engine.compression import Compression
 from adatp.engine.scoring import Scoring
 from adatp.engine.sparse_decoding import SparseVisual
 from adatp.flops import linear_ratio
-from adatp.layout import PromptLayout
+from adatp.layout import VideoSize
 from adatp.methods import METHODS
 from adatp.methods.method import BeforeDecoder, BetweenLayers
 from adatp.models import family_of
@@ -218,7 +217,7 @@ class TestBeforeTheDecoder:
             chosen[layout.visual[video * 5 * c : (video + 1) * 5 * c][indices]] = True
         with applied(videollm, method) as pruned:
             output = generate(videollm, inputs)
-            assert pruned.report.samples[0].videos == (5, 5)
+            assert pruned.report.samples[0].videos == (VideoSize(5, layout.grid),) * 2
         expected = generate(videollm, {"inputs_embeds": embeds[chosen][None]})
         assert torch.equal(tokens_of(output, inputs), tokens_of(expected, {}))
 
@@ -492,7 +491,7 @@ class TestBudget:
         for sample in report.samples:
             full = sample.visual_tokens + sample.other_tokens
             ratio = linear_ratio(sample.lengths(), full)
-            finest = max(sample.frames * (1 + sample.grid[1] - sample.grid[0]), 16) / full
+            finest = max(sample.frames * (1 + sample.grid.newlines), 16) / full
             assert abs(ratio - share) <= finest, "no more than a token a frame, or a token a layer, away"
             default = METHODS[name]()
             knob = {default.knob}
@@ -594,12 +593,6 @@ class TestRefused:
     def test_settings_out_of_range(self, make, message):
         with pytest.raises(ValueError, match=message):
             make()
-
-    def test_other_tokens_among_a_videos_own_are_refused(self):
-        """As where a family ends every frame with a token that is not prunable."""
-        layout = PromptLayout(8, (1, 4), torch.tensor([7]), (2,), (1, 2))
-        with pytest.raises(adatp.Unsupported, match="'uniform' needs videos without other tokens between their own"):
-            Compression(adatp.Uniform(), layout, None, None)
 
     def test_features_without_what_visionzip_reads(self, videollm):
         inputs = make_inputs(videollm, QUESTIONS[:1], frames=4)

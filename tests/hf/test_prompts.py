@@ -18,6 +18,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessor, Logits
 from videollm import make_clip
 
 import adatp
+from adatp.layout import VideoSize
 from adatp.models import family_of
 from adatp.models.llava_video import TIME_INSTRUCTION
 
@@ -200,7 +201,7 @@ class TestSeveralVideos:
         family = family_of(videollm.model)
         count, c = len(prompt.clips), family.grid[0] * family.grid[1]
         (sample,) = report.samples
-        assert sample.videos == (FRAMES,) * count
+        assert sample.videos == (VideoSize(FRAMES, sample.grid),) * count
         assert sample.visual_tokens == count * FRAMES * c, "every token of every video is prunable"
         assert sample.question == prompt.question
 

@@ -18,6 +18,7 @@ from videollm import make_inputs
 
 import adatp
 from adatp.engine.cuts import Cuts
+from adatp.layout import Grid
 from adatp.methods import METHODS
 from adatp.small.untrained import load_untrained
 from adatp_kernels import compact_triton, score_triton, select_triton
@@ -51,7 +52,7 @@ PROMPTS = {
     "one video": layout(8, 23),
     "two videos": layout(8, 23, 2),
     # of what is sent to the device, frames' and segments' begins and text rows are more than 64 KB each
-    "long": layout(8200, 9000, grid=(1, 1)),
+    "long": layout(8200, 9000, grid=Grid(1, 1)),
 }
 
 

@@ -6,7 +6,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from adatp.layout import VideoGrid
+from adatp.layout import Grid, Videos, VideoSize
 from adatp.methods.baselines import Pool, Random, Uniform, Unpruned
 from adatp.methods.dycoke import DyCoke
 from adatp.methods.fastv import FastV
@@ -18,7 +18,9 @@ BEFORE = [VisionZip, DyCoke, Random, Uniform, Pool]
 KNOBS = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1e-9, 0.1, 0.25, 0.5, 0.7, 0.9, 0.95, 1.0]))
 
 
-def make_video(frames, rows, newlines=False, exact=False, seed=0, dim=4, dtype=torch.float32, device="cpu"):
+def make_video(
+    frames, rows, newlines=False, exact=False, seed=0, dim=4, dtype=torch.float32, device="cpu", columns=None
+):
     """Random features; `exact` ones are of signs or zero, so that many are alike and their cosines are exact."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -26,20 +28,22 @@ def make_video(frames, rows, newlines=False, exact=False, seed=0, dim=4, dtype=t
         values = torch.randn(*shape, generator=generator)
         return values.sign() * (torch.rand(*shape[:-1], 1, generator=generator) > 0.1) if exact else values
 
-    tokens = draw(frames, rows, rows, dim)
+    columns = rows if columns is None else columns
+    tokens = draw(frames, rows, columns, dim)
     if newlines:
         tokens = torch.cat([tokens, draw(frames, rows, 1, dim)], 2)
-    saliency = torch.rand(frames, rows * rows, generator=generator)
+    saliency = torch.rand(frames, rows * columns, generator=generator)
     saliency = (saliency * 4).floor() if exact else saliency
-    keys = draw(frames, rows * rows, 4).to(dtype)
+    keys = draw(frames, rows * columns, 4).to(dtype)
     tokens, saliency, keys = (part.to(device) for part in (tokens.flatten(1, 2).to(dtype), saliency, keys))
-    return Video(tokens, (rows, rows + newlines), saliency, keys)
+    return Video(tokens, Grid(rows, columns + newlines, newlines), saliency, keys)
 
 
 @st.composite
 def videos(draw):
-    frames, rows = draw(st.integers(1, 11)), draw(st.integers(1, 5))
-    return make_video(frames, rows, draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 10_000)))
+    frames, rows, columns = draw(st.integers(1, 11)), draw(st.integers(1, 5)), draw(st.integers(1, 5))
+    newlines, exact, seed = draw(st.booleans()), draw(st.booleans()), draw(st.integers(0, 10_000))
+    return make_video(frames, rows, newlines, exact, seed, columns=columns)
 
 
 def turned(method, value):
@@ -78,7 +82,7 @@ def test_visionzip_by_hand():
     saliency = torch.tensor([0.0, 9, 9, 0, 9, 0, 0, 0, 0])
     tokens = torch.arange(12.0).view(3, 4)
     tokens[:, 3] = -1
-    video = Video(tokens.view(1, 12, 1), (3, 4), saliency[None], keys[None])
+    video = Video(tokens.view(1, 12, 1), Grid(3, 4, newlines=True), saliency[None], keys[None])
     index, values = VisionZip(keep=6 / 9, dominant=0.5).compress(video)
     assert index.tolist() == [1, 2, 5, 3, 0, 6, 9, 7]
     # patches 3 and 8 (tokens 4 and 10) join 0, patch 6 (token 8) joins 5, none joins 7
@@ -90,7 +94,7 @@ def test_visionzip_splits_27_to_5():
     for rows in (14, 27):
         for left in range(1, rows * rows + 1, 5):
             method = VisionZip(keep=left / rows**2)
-            assert method.count(1, (rows, rows)) == left
+            assert method.count(1, Grid(rows, rows)) == left
             assert int(left * method.dominant) == left * 27 // 32
 
 
@@ -116,7 +120,7 @@ def test_visionzip_leaves_every_patch_as_it_is(newlines):
 def test_visionzip_ranks_in_fp32():
     """Cosines that differ by less than fp16 can tell decide what joins what."""
     keys = torch.tensor([[1, 0], [1, 0.001], [1, 0.002], [0, 0]]).half()
-    video = Video(torch.tensor([[[1.0], [2], [4], [8]]]).half(), (2, 2), torch.tensor([[0.0, 0, 0, 1]]), keys[None])
+    video = Video(torch.tensor([[[1.0], [2], [4], [8]]]).half(), Grid(2, 2), torch.tensor([[0.0, 0, 0, 1]]), keys[None])
     index, values = VisionZip(keep=0.75, dominant=1 / 3).compress(video)
     assert index.tolist() == [3, 0, 1]
     assert values.flatten().tolist() == [8, 1, 2 + 4]
@@ -139,7 +143,7 @@ def test_dycoke_is_its_reference(video, k):
 
 @pytest.mark.parametrize(("k", "left"), [(0.7, 3098), (0.9, 2201), (0.95, 1971)])
 def test_dycoke_leaves_the_published_numbers(k, left):
-    assert DyCoke(k=k).count(32, (14, 14)) == left
+    assert DyCoke(k=k).count(32, Grid(14, 14)) == left
     assert len(DyCoke(k=k).compress(make_video(32, 14))[0]) == left
 
 
@@ -168,7 +172,7 @@ def test_dycoke_orders_by_rising_similarity():
     start = torch.tensor([[1.0, 0]]).expand(4, 2)
     turned_by = torch.tensor([0.3, 0.9, 0.1, 0.6])
     later = 5 * torch.stack([turned_by.cos(), turned_by.sin()], 1)  # a length says nothing
-    index, values = DyCoke(k=0.25).compress(Video(torch.stack([start, later]), (2, 2)))
+    index, values = DyCoke(k=0.25).compress(Video(torch.stack([start, later]), Grid(2, 2)))
     assert index.tolist() == [0, 1, 2, 3, 4 + 1, 4 + 3, 4 + 0]
     assert values.equal(torch.cat([start, later[[1, 3, 0]]]))
 
@@ -177,7 +181,7 @@ def test_dycoke_orders_by_rising_similarity():
 def test_dycoke_of_a_still_video_keeps_the_first_tokens(dtype):
     """Equal tokens are equally similar, whatever they are: ties go to the earlier."""
     tokens = make_video(1, 6, dim=896).tokens.expand(6, -1, -1).to(dtype)
-    index, _ = DyCoke(k=0.5).compress(Video(tokens, (6, 6)))
+    index, _ = DyCoke(k=0.5).compress(Video(tokens, Grid(6, 6)))
     assert index.view(-1, 18)[2].tolist() == list(range(36, 54))
     assert (index % 36).tolist() == [*range(36), *range(18), *range(18), *range(18), *range(36), *range(18)]
 
@@ -187,7 +191,7 @@ def test_dycoke_compares_in_fp32():
     start = torch.full((4, 512), 300.0)
     noise = torch.randn(4, 512, generator=torch.Generator().manual_seed(0))
     later = start + torch.tensor([90.0, 30, 120, 60])[:, None] * noise
-    index, _ = DyCoke(k=0.0).compress(Video(torch.stack([start, later]).half(), (2, 2)))
+    index, _ = DyCoke(k=0.0).compress(Video(torch.stack([start, later]).half(), Grid(2, 2)))
     assert index[4:].tolist() == [4 + 2, 4 + 0, 4 + 3, 4 + 1]
 
 
@@ -222,20 +226,22 @@ def test_pool_is_its_reference(video, keep):
     same(turned(Pool, keep).compress(video), references.pool(video.tokens.tolist(), video.grid, keep))
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 10, 13, 14, 27])
-def test_pool_finds_the_grid_of_its_reference(rows):
-    for step in range(101):
-        r, q = references.pooled_shape(rows, step / 100)
+@pytest.mark.parametrize(
+    ("rows", "columns"), [*((side, side) for side in (1, 2, 5, 10, 13, 14, 27)), (1, 9), (9, 1), (4, 7), (12, 20)]
+)
+def test_pool_finds_the_grid_of_its_reference(rows, columns):
+    for step in range(0, 101, 1 if rows == columns else 5):
+        r, q = references.pooled_shape(rows, columns, step / 100)
         method = turned(Pool, step / 100)
-        assert method.count(3, (rows, rows)) == 3 * r * q
-        assert method.count(3, (rows, rows + 1)) == 3 * r * (q + 1)
+        assert method.count(3, Grid(rows, columns)) == 3 * r * q
+        assert method.count(3, Grid(rows, columns + 1, newlines=True)) == 3 * r * (q + 1)
 
 
 def test_pool_by_hand():
     """Of 3 x 3 patches to 2 x 2: windows overlap in the middle, and the first two of three begin at its own place."""
     tokens = torch.arange(12.0).view(3, 4)
     tokens[:, 3] = torch.tensor([100.0, 200, 300])
-    index, values = Pool(keep=4 / 9).compress(Video(tokens.view(1, 12, 1), (3, 4)))
+    index, values = Pool(keep=4 / 9).compress(Video(tokens.view(1, 12, 1), Grid(3, 4, newlines=True)))
     assert index.tolist() == [0, 1, 3, 4, 5, 7]
     assert values.flatten().tolist() == [2.5, 3.5, 100, 6.5, 7.5, 200]
 
@@ -259,7 +265,7 @@ def test_random_reaches_every_token():
 
 @pytest.mark.parametrize("method", [Random, Uniform])
 def test_a_share_is_rounded_half_up_and_never_nothing(method):
-    assert [method(keep=keep).count(1, (2, 5)) for keep in (0.01, 0.1, 0.25, 0.34, 1.0)] == [1, 1, 3, 3, 10]
+    assert [method(keep=keep).count(1, Grid(2, 5)) for keep in (0.01, 0.1, 0.25, 0.34, 1.0)] == [1, 1, 3, 3, 10]
 
 
 def test_unpruned_leaves_everything():
@@ -313,20 +319,19 @@ def test_low_precision_tokens_are_averaged_in_fp32(method, dtype):
 @pytest.mark.parametrize("method", BEFORE)
 def test_a_higher_knob_never_turns_back(method):
     """What a search for a budget halves: from nothing or nearly nothing to everything, or the other way round."""
-    for grid in [(1, 1), (1, 2), (7, 7), (13, 14)]:
+    for grid in [Grid(1, 1), Grid(1, 2), Grid(7, 7), Grid(4, 9), Grid(13, 14, newlines=True)]:
         counts = [turned(method, step / 50).count(9, grid) for step in range(51)]
         assert counts == sorted(counts, reverse=method is DyCoke)
-        assert max(counts) == 9 * grid[0] * grid[1]
+        assert max(counts) == 9 * grid.tokens
 
 
 @pytest.mark.parametrize("method", BEFORE)
 def test_every_layer_sees_what_is_left_of_all_videos(method):
     @dataclass
-    class Prompt(VideoGrid):
-        videos: tuple[int, ...] = (5, 2)
-        grid: tuple[int, int] = (3, 4)
+    class Prompt(Videos):
+        videos: tuple[VideoSize, ...] = (VideoSize(5, Grid(3, 4)), VideoSize(2, Grid(2, 7)))
 
-    left = method().count(5, (3, 4)) + method().count(2, (3, 4))
+    left = method().count(5, Grid(3, 4)) + method().count(2, Grid(2, 7))
     assert method().counts(Prompt(), 4) == [left] * 4
 
 

@@ -7,7 +7,7 @@ import pytest
 from odd_values import refused_by_name, try_odd_values, try_typed
 
 from adatp.errors import InputTypeError
-from adatp.layout import VideoGrid
+from adatp.layout import Grid, Videos, VideoSize
 from adatp.methods import METHODS, AdaTP, FastV, method_of
 from adatp.methods.settings import configure
 
@@ -15,8 +15,8 @@ SETTINGS = [(name, field.name) for name, method in METHODS.items() for field in 
 LAYERS, TINY = 24, 5e-324
 
 
-class Prompt(VideoGrid):
-    videos, grid = (5, 8), (3, 4)
+class Prompt(Videos):
+    videos = VideoSize(5, Grid(3, 4, newlines=True)), VideoSize(8, Grid(3, 4, newlines=True))
 
 
 VIDEO = Prompt()

@@ -10,6 +10,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from adatp.engine.scoring import Scoring
 from adatp.engine.sparse_decoding import STEADY, SparseVisual
+from adatp.layout import Grid
 from adatp.methods.dycoke import DyCoke
 from adatp.methods.method import Video
 from adatp.methods.segments import mean_per_segment, partition
@@ -40,7 +41,7 @@ def authors_dycoke(frame, earlier, kept):
 def shares_of_other_tokens(clip, k=0.7):
     """Shares of the kept tokens that are not those of exact cosines: ours and the authors', in every odd frame."""
     kept = int((1 - k) * TOKENS)
-    index, _ = DyCoke(k=k).compress(Video(clip, (7, 7)))
+    index, _ = DyCoke(k=k).compress(Video(clip, Grid(7, 7)))
     ours, authors = 0, 0
     for frame in range(1, FRAMES, 2):
         exact = cosine_similarity(clip[frame].double(), clip[frame - 1].double(), dim=1).argsort(stable=True)[:kept]
@@ -68,7 +69,7 @@ class TestDyCoke:
     @low
     def test_is_its_reference(self, dtype):
         clip = nearly_static(dtype, 0.3)
-        index, values = DyCoke(k=0.6).compress(Video(clip, (7, 7)))
+        index, values = DyCoke(k=0.6).compress(Video(clip, Grid(7, 7)))
         assert index.tolist() == dycoke(clip.double().tolist(), 0.6)
         assert torch.equal(values, clip.flatten(0, 1)[index])
 

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from adatp.methods.segments import frames_per_segment, mean_per_segment, partition
+from adatp.methods.segments import mean_per_segment, partition, total_per_segment
 
 # Vectors of four signs have norm 2 and cosines in quarters of 4: exact in every precision, so thresholds can be hit.
 SIGNS = st.lists(st.sampled_from([-1.0, 1.0]), min_size=4, max_size=4)
@@ -100,11 +100,12 @@ def test_low_precision_features_are_compared_in_fp32(dtype):
 
 @settings(deadline=None, max_examples=50)
 @given(partitions())
-def test_frame_counts(ids):
-    got = frames_per_segment(torch.tensor(ids))
+def test_totals_per_segment(ids):
     n = len(ids)
-    assert got.tolist() == [ids.count(segment) for segment in range(n)]
-    assert got.sum() == n
+    values = [3 + i % 5 for i in range(n)]
+    got = total_per_segment(torch.tensor(values), torch.tensor(ids))
+    assert got.tolist() == [sum(v for v, own in zip(values, ids, strict=True) if own == s) for s in range(n)]
+    assert got.sum() == sum(values)
 
 
 @settings(deadline=None, max_examples=100)
@@ -127,7 +128,7 @@ def test_a_nan_similarity_stays_in_its_segment():
 def test_no_host_read():
     """On the meta device there is no value that the host could read."""
     ids = partition(torch.empty(9, 16, device="meta"), 0.95)
-    assert frames_per_segment(ids).shape == mean_per_segment(torch.empty(9, device="meta"), ids).shape == (9,)
+    assert total_per_segment(ids, ids).shape == mean_per_segment(torch.empty(9, device="meta"), ids).shape == (9,)
 
 
 def test_equal_frames_share_a_segment_even_at_a_threshold_of_1():

@@ -34,7 +34,7 @@ from transformers import (
 )
 
 from adatp.models.llava_onevision import LlavaOnevision
-from adatp.layout import PromptLayout
+from adatp.layout import PromptLayout, VideoSize
 from adatp.models.processor import TorchOnlyProcessor, load_processor
 
 
@@ -81,17 +81,17 @@ class ToyVideo(LlavaOnevision):
             chat_template=parts.chat_template,
         )
 
-    def layout(self, input_ids):
+    def layout(self, input_ids, sizes=None):
         place = (input_ids == self.config.video_token_id).nonzero().flatten()
         if not len(place):
             return None
-        c = self.grid[0] * self.grid[1]
+        c = self.grid.tokens
         frames, rest = divmod(len(place) - 1, c + 1)
         if rest or int(place[-1] - place[0]) + 1 != len(place):
             raise ValueError("ToyVideo takes one whole video")
         begins = tuple(range(int(place[0]), int(place[-1]), c + 1))
         rows = torch.arange(int(place[-1]) + 1, len(input_ids))
-        return PromptLayout(len(input_ids), begins, rows, (frames,), self.grid)
+        return PromptLayout(len(input_ids), begins, rows, (VideoSize(frames, self.grid),))
 
 
 AutoConfig.register(ToyVideoConfig.model_type, ToyVideoConfig)

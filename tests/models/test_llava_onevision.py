@@ -7,6 +7,7 @@ from videollm import make_clip, make_inputs
 
 import adatp
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
+from adatp.layout import Grid, VideoSize
 from adatp.models import families, family_of
 from adatp.models.llava_onevision import LlavaOnevision
 
@@ -26,7 +27,7 @@ def test_layout(sdpa, family):
     layout = family.layout(ids)
     video = ids == sdpa.model.config.video_token_id
     place = video.nonzero().flatten()
-    assert (layout.videos, layout.grid, layout.tokens_per_frame) == ((3,), (3, 3), 9)
+    assert (layout.videos, layout.grid, layout.tokens_per_frame) == ((VideoSize(3, Grid(3, 3)),), Grid(3, 3), 9)
     assert layout.begins == tuple(place[:-1:9].tolist())
     assert torch.equal(layout.visual, place[:-1]), "the newline is not prunable"
     assert (layout.length, layout.end) == (len(ids), place[-1])
@@ -38,7 +39,7 @@ def test_layout_of_several_videos_and_images(sdpa, family):
     image, video = sdpa.model.config.image_token_id, sdpa.model.config.video_token_id
     ids = [7] + [video] * 19 + [8, 9] + [image] * 4 + [video] * 28 + [5] + [image] * 4 + [6, 6]
     layout = family.layout(torch.tensor(ids))
-    assert layout.videos == (2, 3)
+    assert [video.frames for video in layout.videos] == [2, 3]
     assert layout.frames == 5
     assert layout.begins == (1, 10, 26, 35, 44)
     assert layout.visual.tolist() == [*range(1, 19), *range(26, 53)]
@@ -122,13 +123,13 @@ def test_the_published_configuration():
     with torch.device("meta"):
         model = LlavaOnevisionForConditionalGeneration(LlavaOnevisionConfig(text_config=decoder))
     family = family_of(model)
-    assert family.grid == (14, 14)
+    assert family.grid == Grid(14, 14)
     assert family.tower_layers == 26
     assert family.siglip == "google/siglip-so400m-patch14-384"
     assert adatp.AdaTP().last_of(len(family.decoder.layers)) == 12
     ids = torch.full((1, 6273), model.config.video_token_id)
     layout = family.layout(torch.cat([ids[0], torch.zeros(20, dtype=torch.int64)]))
-    assert layout.videos == (32,)
+    assert layout.videos == (VideoSize(32, family.grid),)
     assert len(layout.visual) == 6272
 
 

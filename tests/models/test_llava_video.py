@@ -20,6 +20,7 @@ from transformers.video_utils import VideoMetadata
 from videollm import make_clip, make_inputs
 
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
+from adatp.layout import Grid
 from adatp.models import families, family_of
 from adatp.models.llava_video import (
     LlavaVideo,
@@ -119,8 +120,9 @@ def test_the_published_configuration(pool, tokens):
     assert len(model.model.language_model.layers) == 28
     family = family_of(model)
     assert type(family) is LlavaVideo
-    assert family.grid[0] * family.grid[1] == tokens
-    assert family.grid[1] == family.grid[0] + 1
+    assert family.grid.tokens == tokens
+    assert family.grid.newlines
+    assert family.grid.columns == family.grid.rows + 1
     assert family.tower_layers == 26
     assert family.siglip == "google/siglip-so400m-patch14-384"
 
@@ -326,7 +328,7 @@ def test_the_layout(small):
     ids = make_inputs(small, ["What?"], frames=3)["input_ids"][0]
     layout = family.layout(ids)
     video = ids == small.model.config.video_token_id
-    assert family.grid == (3, 4)
+    assert family.grid == Grid(3, 4, newlines=True)
     place = video.nonzero().flatten()
     assert layout.begins == tuple(place[::12].tolist())
     assert torch.equal(layout.visual, place), "newlines are prunable like any other token"

@@ -286,7 +286,7 @@ def _table1(figures: Sequence[dict[str, Any]], count: Counter) -> Iterator[Row]:
 
 def _fit(figure: float, shape: ModelShape) -> tuple[VisionZip, str]:
     """Fit VisionZip's number of patches a frame to `figure` percent of the FLOPs. Return the method and a note."""
-    patches = shape.grid[0] ** 2
+    patches = shape.grid.patches
 
     def distance(left: int) -> float:
         return abs(100 * VisionZip(keep=left / patches).cost(shape, shape.layers, shape.text_tokens) - figure)

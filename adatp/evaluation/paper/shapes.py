@@ -3,24 +3,22 @@
 from dataclasses import dataclass
 
 from adatp.flops import Flops, prefill_flops
-from adatp.layout import VideoGrid
+from adatp.layout import Grid, Videos, VideoSize
 from adatp.methods.method import Method
 
 
 @dataclass(frozen=True)
-class ModelShape(VideoGrid):
+class ModelShape(Videos):
     """A published model in the paper's setting (section 4.1).
 
     Attributes:
         text_config: arguments of its `Qwen2Config`.
-        videos: number of frames of its one video.
-        grid: rows and columns of a frame's tokens.
+        videos: size of its one video.
         text_tokens: number of non-visual prompt tokens that reproduces the paper's figures.
     """
 
     text_config: dict[str, int]
-    videos: tuple[int, ...]
-    grid: tuple[int, int]
+    videos: tuple[VideoSize, ...]
     text_tokens: int
 
     @property
@@ -44,9 +42,9 @@ _QWEN2_7B = {
     "num_key_value_heads": 4,
 }
 MODEL_SHAPES = {
-    "onevision-0.5b": ModelShape(_QWEN2_0_5B, videos=(32,), grid=(14, 14), text_tokens=113),
-    "onevision-7b": ModelShape(_QWEN2_7B, videos=(32,), grid=(14, 14), text_tokens=130),
-    "llava-video-7b": ModelShape(_QWEN2_7B, videos=(20,), grid=(13, 14), text_tokens=106),
+    "onevision-0.5b": ModelShape(_QWEN2_0_5B, (VideoSize(32, Grid(14, 14)),), text_tokens=113),
+    "onevision-7b": ModelShape(_QWEN2_7B, (VideoSize(32, Grid(14, 14)),), text_tokens=130),
+    "llava-video-7b": ModelShape(_QWEN2_7B, (VideoSize(20, Grid(13, 14, newlines=True)),), text_tokens=106),
 }
 
 

@@ -19,8 +19,7 @@ def load_standin(shape: ModelShape, attention: str = "sdpa") -> Untrained:
         attention: Hugging Face's `attn_implementation`.
     """
     standin = load_untrained(layers=shape.layers, image_size=14 * PATCHES, attention=attention)
-    rows, columns = shape.grid
-    return standin if columns == rows else as_llava_video(standin, attention=attention)
+    return as_llava_video(standin, attention=attention) if shape.grid.newlines else standin
 
 
 def llava_video_config(onevision: LlavaOnevisionConfig, pool: str) -> LlavaVideoConfig:
