@@ -9,6 +9,11 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from adatp.checks.values import require
+from adatp.errors import UnsupportedType
+
+_PROJECTIONS = {f"self_attn.{name}_proj.weight" for name in "qkvo"}
+
 
 @dataclass(frozen=True)
 class Flops:
@@ -54,9 +59,13 @@ def prefill_flops(text_config: Any, lengths: Sequence[int], full_length: int) ->
     """Count the FLOPs of a prefill whose layers see `lengths` tokens, and of one whose layers see `full_length`.
 
     Args:
-        text_config: the language model's Hugging Face configuration.
+        text_config: the language model's Hugging Face configuration; its layers are of Llama's kind, all alike or not.
         lengths: number of tokens at the input of every decoder layer.
         full_length: number of tokens of the whole prompt.
+
+    Raises:
+        InputError: `lengths` is not as long as the decoder.
+        UnsupportedType: it is not the configuration of such a decoder.
     """
     return PrefillCounter(text_config)(lengths, full_length)
 
@@ -67,42 +76,66 @@ def linear_ratio(lengths: Sequence[int], full_length: int) -> float:
 
 
 class PrefillCounter:
-    """`prefill_flops` for many prefills of one model; a layer is counted only once for each length.
+    """`prefill_flops` for many prefills of one model; equal layers are counted only once for each length.
 
-    Layers run on the meta device, where nothing is computed or stored.
+    Layers run on the meta device, where nothing is computed or stored. In a mixture of experts, each token costs the
+    router and the experts that it is sent to.
     """
 
     def __init__(self, text_config: Any) -> None:
-        from transformers import Qwen2Model
-
-        config = copy.deepcopy(text_config)
-        config.num_hidden_layers = 1
-        config.layer_types = config.layer_types[:1]
-        config.vocab_size = 1
-        config.pad_token_id = None
-        config._attn_implementation = "eager"  # plain matrix products, which the counter sees
-        with torch.device("meta"):
-            self._model = Qwen2Model(config)
-        self._count = lru_cache(maxsize=None)(self._measure)
+        alike: dict[Any, Any] = {}  # the first of the layers whose weights have the same names and shapes
+        self._layers = [alike.setdefault(_weights(layer), layer) for layer in _decoder_layers(text_config)]
+        self._count = lru_cache(maxsize=None)(_measure)
 
     def __call__(self, lengths: Sequence[int], full_length: int) -> Flops:
         """Count the FLOPs of one prefill, see `prefill_flops`."""
-        pruned = [self._count(length) for length in lengths]
-        full = self._count(full_length)
+        layers = self._layers
+        require(len(lengths) == len(layers), "lengths", lengths, f"{len(layers)} numbers, one for each decoder layer")
+        pruned = [self._count(layer, length) for layer, length in zip(layers, lengths, strict=True)]
+        full = [self._count(layer, full_length) for layer in layers]
         return Flops(
             linear=sum(linear for linear, _ in pruned),
-            linear_full=full[0] * len(lengths),
+            linear_full=sum(linear for linear, _ in full),
             attention=sum(attention for _, attention in pruned),
-            attention_full=full[1] * len(lengths),
+            attention_full=sum(attention for _, attention in full),
         )
 
-    def _measure(self, length: int) -> tuple[int, int]:
-        """Count the (linear, attention) FLOPs of one layer for `length` tokens."""
-        layer, config = self._model.layers[0], self._model.config
-        hidden = torch.empty(1, length, config.hidden_size, device="meta", dtype=self._model.dtype)
-        table = torch.empty(1, length, layer.self_attn.head_dim, device="meta", dtype=self._model.dtype)
+
+def _decoder_layers(text_config: Any) -> list[Any]:
+    """Build a decoder's layers on the meta device, with matrix products that the counter sees."""
+    from transformers import MODEL_MAPPING
+
+    config, kind = copy.deepcopy(text_config), type(text_config)
+    if kind not in MODEL_MAPPING:
+        raise UnsupportedType(f"text_config must be the configuration of a language model, got a {kind.__name__}")
+    config._attn_implementation = "eager"
+    config._experts_implementation = "batched_mm"  # of each token with its own experts, whichever these are
+    with torch.device("meta"):
+        layers = list(getattr(MODEL_MAPPING[kind](config), "layers", ()))
+    if not layers or not all(_PROJECTIONS.issubset(dict(_weights(layer))) for layer in layers):
+        raise UnsupportedType(
+            f"cannot count the FLOPs of a {kind.__name__}: every layer of the decoder must have an attention like "
+            f"Llama's, with the weights {', '.join(sorted(_PROJECTIONS))}"
+        )
+    return layers
+
+
+def _weights(layer: Any) -> tuple[tuple[str, torch.Size], ...]:
+    """Return the names and shapes of a layer's weights, on which its cost depends."""
+    return tuple((name, weight.shape) for name, weight in layer.named_parameters())
+
+
+def _measure(layer: Any, length: int) -> tuple[int, int]:
+    """Count the (linear, attention) FLOPs of one layer for `length` tokens."""
+    weight = layer.self_attn.q_proj.weight
+    hidden = weight.new_empty(1, length, weight.shape[1])
+    table = weight.new_empty(1, length, layer.self_attn.head_dim)
+    try:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             layer(hidden, position_embeddings=(table, table), attention_mask=None)
-        counts = counter.get_flop_counts()["Global"]
-        attention = sum(flops for op, flops in counts.items() if op is torch.ops.aten.bmm)
-        return sum(counts.values()) - attention, attention
+    except Exception as error:  # whatever a layer of another kind raises
+        name = type(layer).__name__
+        raise UnsupportedType(f"cannot count the FLOPs of a {name}: it does not run like Llama's, {error}") from error
+    counts = counter.get_flop_counts()
+    attention = counts[f"{type(layer).__name__}.self_attn"][torch.ops.aten.bmm]  # a mixture of experts has others
+    return sum(counts["Global"].values()) - attention, attention
