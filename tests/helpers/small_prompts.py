@@ -56,13 +56,11 @@ def make_inputs(kind: str, model, tokenizer, prompts: list[list[Part]], seed: in
         ValueError: if a video or an image has a size that the model does not take.
     """
     generator = torch.Generator().manual_seed(seed)
-    internvl = kind.startswith("internvl")
-    write = _write_internvl if internvl else _write_qwen3 if kind.startswith("qwen3") else _write_qwen2
-    texts = ["".join(part if isinstance(part, str) else write(part) for part in prompt) for prompt in prompts]
-    inputs = dict(tokenizer(texts, padding=True, return_tensors="pt"))
-    inputs = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+    texts = ["".join(write(kind, part) for part in prompt) for prompt in prompts]
+    encoded = tokenizer(texts, padding=True, return_tensors="pt")
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask")}
     visual = [part for prompt in prompts for part in prompt if not isinstance(part, str)]
-    if internvl:
+    if kind.startswith("internvl"):
         side = _TILE * _PATCH
         inputs["pixel_values"] = torch.cat([_shots(_tiles(p), (3, side, side), generator) for p in visual])
         return inputs
@@ -81,6 +79,15 @@ def make_inputs(kind: str, model, tokenizer, prompts: list[list[Part]], seed: in
     ids, config = inputs["input_ids"], model.config
     inputs["mm_token_type_ids"] = (ids == config.image_token_id).long() + 2 * (ids == config.video_token_id).long()
     return inputs
+
+
+def write(kind: str, part: Part) -> str:
+    """The text of a part: what the chat template and the processor write around and between placeholders."""
+    if isinstance(part, str):
+        return part
+    if kind.startswith("internvl"):
+        return _write_internvl(part)
+    return _write_qwen3(part) if kind.startswith("qwen3") else _write_qwen2(part)
 
 
 def _shots(count: int, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
