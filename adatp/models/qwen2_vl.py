@@ -1,0 +1,93 @@
+"""The Qwen2-VL family: frames of any size, two of them in a temporal patch, and positions of three axes (M-RoPE).
+
+What the engine calls a frame is a temporal patch. It has `rows * columns` tokens in raster order; rows and columns
+differ from video to video.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
+
+from adatp.errors import Unsupported, UnsupportedType
+from adatp.layout import Grid, PromptLayout, VideoSize
+from adatp.models.family import Family
+
+
+class Qwen2VL(Family):
+    """The family: a video is a run of tokens between two markers.
+
+    Attributes:
+        model_class: the class of the models.
+    """
+
+    model_type = "qwen2_vl"
+    scalar_positions = False
+    model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
+
+    def __init__(self, model: Any) -> None:
+        if not isinstance(model, self.model_class):
+            raise UnsupportedType(
+                f"model must be the {self.model_class.__name__} itself, got a {type(model).__name__}; unwrap it first"
+            )
+        self.config = model.config
+        self.body = model.model
+        self.decoder = model.model.language_model
+        self.tower = [model.model.visual]
+
+    @classmethod
+    def load_processor(cls, checkpoint: str) -> Any:
+        return AutoProcessor.from_pretrained(checkpoint)
+
+    @property
+    def invisible(self) -> tuple[int, ...]:
+        return (*self.placeholders, self.config.vision_start_token_id, self.config.vision_end_token_id)
+
+    def sizes(self, given: Mapping[str, Any]) -> list[VideoSize] | None:
+        grids = given.get("video_grid_thw")
+        if grids is None:
+            return None
+        vision = self.config.vision_config
+        merged = vision.spatial_merge_size
+        sizes = []
+        for t, h, w in grids.tolist():
+            if min(t, h, w) < 1 or h % merged or w % merged:
+                raise Unsupported(
+                    f"video_grid_thw holds {[t, h, w]}: the temporal patches of a video, and rows and columns of "
+                    f"patches that are multiples of {merged}"
+                )
+            sizes.append(VideoSize(t, Grid(h // merged, w // merged), vision.temporal_patch_size))
+        return sizes
+
+    def layout(self, input_ids: Tensor, sizes: Sequence[VideoSize] | None = None) -> PromptLayout | None:
+        places = self.is_video(input_ids).nonzero().flatten()
+        if not len(places):
+            return None
+        if sizes is None:
+            raise Unsupported(
+                "video_grid_thw is missing: a prompt holds a video, and its grid tells how many tokens a frame has; "
+                "pass the whole output of the processor"
+            )
+        tokens = torch.tensor([video.grid.tokens for video in sizes for _ in range(video.frames)])
+        stop = tokens.cumsum(0)
+        whole = int(stop[-1]) == len(places)
+        if not whole or not torch.equal(places[stop - 1] - places[stop - tokens], tokens - 1):
+            grids = ", ".join(f"{video.frames} x {video.grid}" for video in sizes)
+            raise Unsupported(
+                f"the {len(places)} video tokens of a prompt are not the frames that video_grid_thw tells, {grids}, each "
+                "in a row: the whole video must be in one prefill (chunked prefill cannot be pruned)"
+            )
+        begins = places[stop - tokens].tolist()
+        after = torch.arange(int(places[-1]) + 1, len(input_ids))
+        rows = after[~torch.isin(input_ids[after], torch.tensor(self.invisible))]
+        return PromptLayout(len(input_ids), tuple(begins), rows, tuple(sizes))
+
+    def frame_features(self, outputs: Any, sizes: Sequence[VideoSize] | None) -> Tensor:
+        """Average the patches of a frame in the output of the tower's last block. Windows permute them in a frame."""
+        assert sizes is not None
+        merged = self.config.vision_config.spatial_merge_size**2
+        videos = outputs.last_hidden_state.split([video.tokens * merged for video in sizes])
+        means = [own.unflatten(0, (size.frames, -1)).float().mean(1) for own, size in zip(videos, sizes, strict=True)]
+        return torch.cat(means)
