@@ -72,7 +72,7 @@ class Qwen2VL(Family):
             )
         tokens = torch.tensor([video.grid.tokens for video in sizes for _ in range(video.frames)])
         stop = tokens.cumsum(0)
-        whole = int(stop[-1]) == len(places)
+        whole = int(tokens.sum()) == len(places)
         if not whole or not torch.equal(places[stop - 1] - places[stop - tokens], tokens - 1):
             grids = ", ".join(f"{video.frames} x {video.grid}" for video in sizes)
             raise Unsupported(
