@@ -76,8 +76,8 @@ class Qwen2VL(Family):
         if not whole or not torch.equal(places[stop - 1] - places[stop - tokens], tokens - 1):
             grids = ", ".join(f"{video.frames} x {video.grid}" for video in sizes)
             raise Unsupported(
-                f"the {len(places)} video tokens of a prompt are not the frames that video_grid_thw tells, {grids}, each "
-                "in a row: the whole video must be in one prefill (chunked prefill cannot be pruned)"
+                f"the {len(places)} video tokens of a prompt are not the frames that video_grid_thw tells, {grids}, "
+                "each in a row: the whole video must be in one prefill (chunked prefill cannot be pruned)"
             )
         begins = places[stop - tokens].tolist()
         after = torch.arange(int(places[-1]) + 1, len(input_ids))
