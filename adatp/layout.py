@@ -26,6 +26,11 @@ class Grid:
     newlines: bool = False
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.rows, self.columns
+
+    @property
     def tokens(self) -> int:
         """Number of tokens in a frame, c."""
         return self.rows * self.columns

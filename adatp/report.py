@@ -75,7 +75,7 @@ class Sample(Videos):
             InputError: there is no such layer; or the videos have different grids, see `kept_masks`.
         """
         masks = self.kept_masks(layer)
-        return torch.cat(masks).view(self.frames, self.tokens_per_frame)
+        return torch.cat(masks).view(self.frames, self.tokens_per_frame) if masks else torch.ones(0, 0).bool()
 
     def kept_masks(self, layer: int) -> list[Tensor]:
         """Return for each video `[frames, c]` bool on the host, see `kept_mask`; the videos may have different grids.

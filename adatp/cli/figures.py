@@ -146,9 +146,7 @@ def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
     draw_per_position(paths[1], found.per_position.numpy(), title, newlines=grid.newlines)
     draw_top_tokens(paths[2], attention.scores.numpy(), found.kinds.numpy(), title)
     last = len(attention.scores) - 1
-    kept = {
-        run.name: run.sample.kept_mask(last).view(-1, grid.rows, grid.columns).numpy() for run in study.runs.values()
-    }
+    kept = {run.name: run.sample.kept_mask(last).view(-1, *grid.shape).numpy() for run in study.runs.values()}
     what = f"{title}: what enters layer {last}, the last"
     draw_kept(paths[3], study.clip.frames, kept, what, newlines=grid.newlines)
     return paths

@@ -44,7 +44,7 @@ def per_position(scores: Tensor, grid: Grid) -> Tensor:
         `[N, rows, columns]`.
     """
     position = scores.sum(1)
-    return (position / position.mean(1, keepdim=True)).view(-1, grid.rows, grid.columns)
+    return (position / position.mean(1, keepdim=True)).view(-1, *grid.shape)
 
 
 def top_tokens(scores: Tensor, share: float = TOP_SHARE) -> Tensor:

@@ -64,7 +64,7 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
     block = rows * (cell * height / _WIDTH + 0.22) + 0.4
     figure = Figure(figsize=(max(columns, 3) * cell, len(layers) * block), dpi=150, layout="constrained")
     for part, layer in zip(figure.subfigures(len(layers), 1, squeeze=False).flat, layers, strict=True):
-        kept = sample.kept_mask(layer).view(-1, grid.rows, grid.columns).numpy()
+        kept = sample.kept_mask(layer).view(-1, *grid.shape).numpy()
         share = sample.kept[layer] / sample.visual_tokens
         part.suptitle(f"layer {layer}: {sample.kept[layer]} of {sample.visual_tokens} tokens ({share:.1%})", fontsize=8)
         axes = part.subplots(rows, columns, squeeze=False).flatten()

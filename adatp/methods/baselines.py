@@ -94,7 +94,7 @@ class Pool(_Share):
     def compress(self, video: Video) -> tuple[Tensor, Tensor]:
         grid, (frames, size, _) = video.grid, video.tokens.shape
         device, patches = video.tokens.device, (grid.rows, grid.patch_columns)
-        cells = video.tokens.unflatten(1, (grid.rows, grid.columns))
+        cells = video.tokens.unflatten(1, grid.shape)
         shape = self._shape(grid)
         pooled = torch.nn.functional.adaptive_avg_pool2d(cells[:, :, : patches[1]].movedim(-1, 1).float(), shape)
         row, column = (_middles(side, windows, device) for side, windows in zip(patches, shape, strict=True))

@@ -14,6 +14,7 @@ import bench.e2e.__main__ as command
 from adatp.evaluation.measure import applied, prefill
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp.hf.prompt_prefill import PromptPrefill
+from adatp.layout import VideoSize
 from adatp.methods import AdaTP, FastV
 from bench.e2e import models
 from bench.e2e.decode import decode
@@ -32,6 +33,11 @@ from bench.e2e.twin import twin
 from bench.record import write_json
 
 LAYERS, FRAMES, TEXT = 16, 12, 40
+
+
+def frames_of(shape, frames):
+    """The shape with fewer frames."""
+    return replace(shape, videos=(VideoSize(frames, shape.grid),))
 
 
 @pytest.fixture(scope="module")
@@ -381,7 +387,7 @@ def test_every_line_of_a_table_is_as_long_as_its_head():
 
 def test_the_command_measures_all_and_keeps_it(narrow, bikes, tmp_path, monkeypatch, capsys):
     for name in ("onevision-0.5b", "llava-video-7b"):
-        monkeypatch.setitem(MODEL_SHAPES, name, replace(MODEL_SHAPES[name], videos=(4,)))
+        monkeypatch.setitem(MODEL_SHAPES, name, frames_of(MODEL_SHAPES[name], 4))
     monkeypatch.setattr(command, "PLANS", {"onevision-0.5b": (24, 1, ("fastv",)), "llava-video-7b": (3, 1, ())})
     smaller = {"VARIED": command.VARIED[:1], "CUTS": (1, 2), "TOGETHER": (1, 2), "BATCHES": (1,), "TOWER": 1}
     for name, value in smaller.items():
@@ -406,7 +412,7 @@ def test_the_command_measures_all_and_keeps_it(narrow, bikes, tmp_path, monkeypa
 
 
 def test_a_part_of_it_by_itself(narrow, tmp_path, monkeypatch, capsys):
-    monkeypatch.setitem(MODEL_SHAPES, "onevision-0.5b", replace(MODEL_SHAPES["onevision-0.5b"], videos=(2,)))
+    monkeypatch.setitem(MODEL_SHAPES, "onevision-0.5b", frames_of(MODEL_SHAPES["onevision-0.5b"], 2))
     monkeypatch.setattr(command, "PLANS", {"onevision-0.5b": (3, 9, ()), "llava-video-7b": (3, 9, ())})
     monkeypatch.setattr(command, "CUTS", (1,))
     monkeypatch.setattr(command, "TOWER", 1)

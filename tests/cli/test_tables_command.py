@@ -11,6 +11,7 @@ from adatp.cli import tables
 from adatp.evaluation.paper.rows import Counter, load_paper, published_rows
 from adatp.evaluation.paper.shapes import MODEL_SHAPES
 from adatp.evaluation.paper.standin import load_standin
+from adatp.layout import VideoSize
 from adatp.models import family_of
 from adatp.small.untrained import load_untrained
 from adatp.video import sample_frames
@@ -39,7 +40,7 @@ def counted(monkeypatch, rows):
 def short(monkeypatch):
     """The published models with four frames."""
     for name, shape in MODEL_SHAPES.items():
-        monkeypatch.setitem(MODEL_SHAPES, name, replace(shape, videos=(4,)))
+        monkeypatch.setitem(MODEL_SHAPES, name, replace(shape, videos=(VideoSize(4, shape.grid),)))
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +138,7 @@ class TestWithAVideo:
         small.model.save_pretrained(tmp_path)
         small.processor.save_pretrained(tmp_path)
         with pytest.raises(
-            ValueError, match=r"has 16 decoder layers and a grid of \(3, 3\).*onevision-7b: 28 and \(14, 14"
+            ValueError, match=r"has 16 decoder layers and a grid of 3 x 3 .*onevision-7b: 28 and 14 x 14"
         ):
             run(capsys, bikes, "--model", tmp_path)
 

@@ -13,6 +13,7 @@ from adatp.evaluation.bias import (
     share_in_last,
     top_tokens,
 )
+from adatp.layout import Grid
 
 
 def test_attention_per_frame_is_the_sum_over_its_tokens():
@@ -24,7 +25,7 @@ def test_attention_per_position_is_over_the_mean_and_in_raster_order():
     scores = torch.zeros(2, 3, 6)
     scores[0, :, 4] = torch.tensor([1.0, 2.0, 3.0])
     scores[1] = 0.25
-    position = per_position(scores, (2, 3))
+    position = per_position(scores, Grid(2, 3))
     assert position[0].tolist() == [[0.0, 0.0, 0.0], [0.0, 6.0, 0.0]]
     assert position[1].tolist() == [[1.0] * 3] * 2
 
@@ -33,7 +34,7 @@ def test_the_peak_says_where_it_is():
     """Row and column differ, so that neither can be the other, and rows are not as long as columns."""
     scores = torch.ones(2, 4, 12)
     scores[0, :, 1 * 4 + 3] = 12.0
-    factor, row, column = peak(scores, (3, 4))
+    factor, row, column = peak(scores, Grid(3, 4))
     assert factor[0].item() == pytest.approx(12 * 12 / 23)
     assert (row[0].item(), column[0].item()) == (1, 3)
     assert (row[1].item(), column[1].item()) == (0, 0), "the earlier one of equals"

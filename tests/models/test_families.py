@@ -19,84 +19,8 @@ import adatp
 from adatp.models import families, family_of
 from adatp.models.family import Family
 
-TOY = '''
-"""ToyVideo: LLaVA-OneVision whose frames each end in a newline of their own, which like the last is not prunable."""
-
-import math
-
-import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForImageTextToText,
-    LlavaOnevisionConfig,
-    LlavaOnevisionForConditionalGeneration,
-    LlavaOnevisionModel,
-)
-
-from adatp.models.llava_onevision import LlavaOnevision
-from adatp.layout import PromptLayout, VideoSize
-from adatp.models.processor import TorchOnlyProcessor, load_processor
-
-
-class ToyVideoConfig(LlavaOnevisionConfig):
-    model_type = "toy_video"
-
-
-class ToyVideoModel(LlavaOnevisionModel):
-    def apply_pooling(self, image_features):
-        pooled = super().apply_pooling(image_features)
-        return torch.cat((pooled, self.image_newline.expand(len(pooled), 1, -1)), 1)
-
-
-class ToyVideoForConditionalGeneration(LlavaOnevisionForConditionalGeneration):
-    config: ToyVideoConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.model = ToyVideoModel(config)
-        self.post_init()
-
-
-class ToyVideoProcessor(TorchOnlyProcessor):
-    def replace_video_token(self, video_inputs, video_idx, **_):
-        side = math.ceil(math.isqrt(self.num_image_tokens) / 2)
-        frames = len(video_inputs["pixel_values_videos"][video_idx])
-        return self.video_token * (frames * (side * side + 1) + 1)
-
-
-class ToyVideo(LlavaOnevision):
-    """Frames of c prunable tokens and a newline, and another newline after the last."""
-
-    model_type = "toy_video"
-
-    @classmethod
-    def load_processor(cls, checkpoint):
-        parts = load_processor(checkpoint)
-        return ToyVideoProcessor(
-            parts.image_processor,
-            parts.tokenizer,
-            parts.video_processor,
-            num_image_tokens=parts.num_image_tokens,
-            vision_feature_select_strategy=parts.vision_feature_select_strategy,
-            chat_template=parts.chat_template,
-        )
-
-    def layout(self, input_ids, sizes=None):
-        place = (input_ids == self.config.video_token_id).nonzero().flatten()
-        if not len(place):
-            return None
-        c = self.grid.tokens
-        frames, rest = divmod(len(place) - 1, c + 1)
-        if rest or int(place[-1] - place[0]) + 1 != len(place):
-            raise ValueError("ToyVideo takes one whole video")
-        begins = tuple(range(int(place[0]), int(place[-1]), c + 1))
-        rows = torch.arange(int(place[-1]) + 1, len(input_ids))
-        return PromptLayout(len(input_ids), begins, rows, (VideoSize(frames, self.grid),))
-
-
-AutoConfig.register(ToyVideoConfig.model_type, ToyVideoConfig)
-AutoModelForImageTextToText.register(ToyVideoConfig, ToyVideoForConditionalGeneration)
-'''
+DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-family.md"
+TOY = DOCUMENT.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
 FRAMES = 6
 TOKENS = 5
 
@@ -165,7 +89,7 @@ def toy(tmp_path_factory):
     copy, saved = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("toy")
     package = Path(adatp.__file__).parent
     shutil.copytree(package, copy / "adatp", ignore=shutil.ignore_patterns("__pycache__"))
-    (copy / "adatp" / "models" / "toy_video.py").write_text(TOY.lstrip(), encoding="utf-8")
+    (copy / "adatp" / "models" / "toy_video.py").write_text(TOY, encoding="utf-8")
     helpers = Path(__file__).parents[1] / "helpers"
     path = os.pathsep.join([str(copy), str(helpers), *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, __file__, str(saved)]
@@ -175,6 +99,9 @@ def toy(tmp_path_factory):
 
 
 class TestOneFileMore:
+    def test_is_short(self):
+        assert len(TOY.splitlines()) < 90
+
     def test_is_a_family(self, toy):
         assert toy["families"] == sorted([*families(), "toy_video"])
         assert toy["family"] == "ToyVideo"

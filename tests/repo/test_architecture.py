@@ -1,6 +1,7 @@
 """A folder's name is a rule: what it may import, where hooks are registered, what prints."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -65,6 +66,16 @@ def calls(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "kernels").glob("*.py")), ids=lambda p: p.name)
 def test_kernels_know_torch_and_triton_only(path):
     assert not packages(imports(path)) & {"adatp", "transformers", "numpy"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in FILES if room_of(path) in {"engine", "hf", "methods", "pruning", "report", "layout"}],
+    ids=name_of,
+)
+def test_the_engine_names_no_family(path):
+    """What a family needs is in `adatp/models/`; the engine asks it."""
+    assert not re.search("llava|qwen|internvl", path.read_text(encoding="utf-8"), re.IGNORECASE)
 
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)

@@ -63,6 +63,7 @@ VERBS = {
     "Select",
     "Set",
     "Show",
+    "Split",
     "Stack",
     "Store",
     "Tell",
