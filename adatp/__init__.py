@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from adatp.methods import AdaTP, DyCoke, FastV, Pool, PyramidDrop, Random, Uniform, Unpruned, VisionZip
     from adatp.models import families, load_processor
     from adatp.pruning import Pruned, apply
-    from adatp.relevance import NoRelevanceWarning, Relevance
+    from adatp.relevance import NoRelevanceWarning, Relevance, SecondTower
     from adatp.report import PruningReport
     from adatp.video import sample_frames
 
@@ -25,6 +25,7 @@ _HOME = {
     "PyramidDrop": "adatp.methods",
     "Random": "adatp.methods",
     "Relevance": "adatp.relevance",
+    "SecondTower": "adatp.relevance",
     "Uniform": "adatp.methods",
     "Unpruned": "adatp.methods",
     "Unsupported": "adatp.errors",
@@ -45,6 +46,7 @@ __all__ = [
     "PyramidDrop",
     "Random",
     "Relevance",
+    "SecondTower",
     "Uniform",
     "Unpruned",
     "Unsupported",

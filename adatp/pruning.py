@@ -21,7 +21,7 @@ from adatp.methods import Method, method_of
 from adatp.methods.method import BeforeDecoder
 from adatp.models import family_of
 from adatp.models.family import Family
-from adatp.relevance import NoRelevanceWarning, Questions, Relevance
+from adatp.relevance import Aligned, NoRelevanceWarning, Questions, Relevance, SecondTower
 from adatp.report import PruningReport
 from adatp_kernels.dispatch import Impl, resolve
 
@@ -49,7 +49,7 @@ class Pruned:
         return self._setup.flops
 
     @property
-    def relevance(self) -> Relevance | None:
+    def relevance(self) -> Aligned | None:
         """The aligned SigLIP, or None."""
         return self._setup.relevance
 
@@ -113,7 +113,7 @@ def apply(
     method: Method | str = "adatp",
     *,
     flops: float | None = None,
-    relevance: Relevance | str | os.PathLike[str] | None = "auto",
+    relevance: Aligned | str | os.PathLike[str] | None = "auto",
     question: str | list[str] | None = None,
     impl: Impl = "auto",
     compile_layers: bool = False,
@@ -129,9 +129,11 @@ def apply(
         flops: target cost of every prompt's prefill, as a share in (0, 1] of the unpruned prefill's FLOPs (linear
             layers, as in the report). It replaces the setting that determines the method's cost.
         relevance: how frames are compared with the question (eq. 3): a `Relevance`; the name or path of the SigLIP
-            checkpoint that the vision tower was trained from; `"auto"` for the family's checkpoint; or None. The
-            segments also come from its frame features. With None, or if `"auto"` cannot load the checkpoint, segments
-            come from the mean of a frame's patch features, no segment is significant, and there is a warning.
+            checkpoint that the vision tower was trained from; `"auto"` for the family's checkpoint; or None. For a
+            family whose tower is no SigLIP: a `SecondTower`, or the name or path of any SigLIP checkpoint, which sees
+            the frames a second time. The segments also come from its frame features. With None, or if `"auto"` finds
+            or loads no checkpoint, segments come from the mean of a frame's patch features, no segment is significant,
+            and there is a warning.
         question: the question, or one per sample; None reads the user's last question from the prompt.
         impl: `"auto"`, `"reference"` or `"triton"`: the implementation of score, select and compact.
         compile_layers: whether decoder layers run through `torch.compile` in a prefill. A layer does so if its input
@@ -177,7 +179,7 @@ def apply(
         check_compiling(model, family)
     loaded = None
     if method.wants_frames:
-        loaded, missing = _load_relevance(relevance, family, model)
+        loaded, missing = _load_relevance(relevance, family, model, processor)
         if missing and method.wants_question:
             warnings.warn(
                 f"{missing}: no segment is significant, all segments keep the same ratio (no global debiasing), and "
@@ -243,23 +245,22 @@ def _tokenizer_of(processor: Any) -> Any:
 
 
 def _check_relevance(relevance: Any) -> None:
-    fits = relevance is None or isinstance(relevance, Relevance | str | os.PathLike)
-    wanted = "a Relevance, a checkpoint's name or path, 'auto' or None"
+    fits = relevance is None or isinstance(relevance, Aligned | str | os.PathLike)
+    wanted = "a Relevance, a SecondTower, a checkpoint's name or path, 'auto' or None"
     require(fits, "relevance", relevance, wanted, InputTypeError)
 
 
 def _load_relevance(
-    relevance: Relevance | str | os.PathLike[str] | None, family: Family, model: Any
-) -> tuple[Relevance | None, str]:
+    relevance: Aligned | str | os.PathLike[str] | None, family: Family, model: Any, processor: Any
+) -> tuple[Aligned | None, str]:
     """Return the aligned SigLIP and ""; or None and the reason why there is none."""
     if relevance is None:
         return None, "relevance=None"
     if family.tower_layers is None:
-        if relevance == "auto":
-            return None, f"the vision tower of a {family.model_type} model has no aligned text tower"
+        return _second_tower(relevance, family, model, processor)
+    if isinstance(relevance, SecondTower):
         raise Unsupported(
-            f"relevance must be None or 'auto' for a {family.model_type} model: its vision tower is no SigLIP, which "
-            "another SigLIP could continue"
+            "relevance is a SecondTower, but the model's own tower is a SigLIP: pass its checkpoint's name"
         )
     if isinstance(relevance, Relevance):
         loaded = relevance
@@ -279,3 +280,23 @@ def _load_relevance(
             f"this SigLIP's width is {loaded.width}"
         )
     return loaded, ""
+
+
+def _second_tower(
+    relevance: Aligned | str | os.PathLike[str], family: Family, model: Any, processor: Any
+) -> tuple[SecondTower | None, str]:
+    """Return a whole SigLIP for a model whose tower is none, and ""; or None and the reason why there is none."""
+    if isinstance(relevance, SecondTower):
+        return relevance, ""
+    if isinstance(relevance, Relevance):
+        raise Unsupported(
+            f"relevance is a Relevance, which continues a SigLIP tower, but a {family.model_type} model has another: "
+            "pass a SecondTower, or a SigLIP checkpoint's name or path"
+        )
+    if relevance == "auto":
+        return None, f"the vision tower of a {family.model_type} model has no aligned text tower"
+    checkpoint = name_or_path("relevance", relevance)
+    try:
+        return SecondTower.from_pretrained(checkpoint, processor, device=model.device, dtype=model.dtype), ""
+    except CheckpointError as error:
+        raise CheckpointError(f"relevance: {error}") from error

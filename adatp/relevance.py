@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity
+from torch.nn.functional import cosine_similarity, interpolate
 
 from adatp.checks.checkpoints import load_weights, loading
 from adatp.checks.values import cut, integer, name_or_path, require, shown, text
@@ -70,85 +70,28 @@ class _Head(nn.Module):
         return pooled
 
 
-class Relevance(nn.Module):
-    """The parts of SigLIP that compare frames with a question: last vision layers, pooling head and text tower.
-
-    LLaVA checkpoints contain the vision tower without its last layer and its head. This class runs only these missing
-    parts, on the hidden states that the tower has already computed.
+class Aligned(nn.Module):
+    """The text tower of a SigLIP whose vision tower sees the frames.
 
     Args:
-        siglip: a `SiglipModel`. Its parts are used, not copied; its vision layers below `tower_layers` are not kept.
+        siglip: a `SiglipModel`. Its parts are used, not copied.
         tokenizer: the tokenizer of that SigLIP.
-        tower_layers: number of encoder layers that the model's own vision tower has already run.
 
     Raises:
-        InputError: an argument has the wrong type, or the SigLIP cannot continue such a tower.
+        InputError: an argument has the wrong type, or the SigLIP has no pooling head.
     """
 
-    def __init__(self, siglip: Any, tokenizer: Any, tower_layers: int) -> None:
+    def __init__(self, siglip: Any, tokenizer: Any) -> None:
         from transformers import SiglipModel
 
         super().__init__()
         require(isinstance(siglip, SiglipModel), "siglip", siglip, "a SiglipModel", InputTypeError)
         require(callable(tokenizer), "tokenizer", tokenizer, "the tokenizer of the SigLIP", InputTypeError)
-        tower_layers = integer("tower_layers", tower_layers)
-        vision, language = siglip.vision_model, siglip.text_model
-        layers = vision.encoder.layers
-        fits = 0 <= tower_layers <= len(layers)
-        require(fits, "tower_layers", tower_layers, f"from 0 to the SigLIP's {len(layers)} layers")
-        if not vision.use_head:
+        if not siglip.vision_model.use_head:
             raise InputError("the SigLIP has no pooling head (vision_use_head=False), so its frames cannot be compared")
-        self.layers = nn.ModuleList(layers[tower_layers:])
-        self.post_layernorm = vision.post_layernorm
-        self.head = _Head(vision.head)
-        self.text_model = language
+        self.text_model = siglip.text_model
         self.tokenizer = tokenizer
-        self.width: int = vision.config.hidden_size
-        self.text_length: int = language.config.max_position_embeddings
-
-    @classmethod
-    def from_pretrained(
-        cls, checkpoint: str | os.PathLike[str], tower_layers: int, *, device: torch.device | str, dtype: torch.dtype
-    ) -> "Relevance":
-        """Load a SigLIP checkpoint, by name or path, and keep the parts that are needed.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be loaded.
-            InputError: another argument cannot be used, as for `Relevance`.
-        """
-        from transformers import AutoConfig, AutoTokenizer, SiglipModel
-
-        checkpoint = name_or_path("checkpoint", checkpoint)
-        is_floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
-        require(is_floating, "dtype", dtype, "a torch.dtype of floating-point numbers")
-        device = _device(device)
-        with loading("SigLIP", checkpoint):
-            kind = AutoConfig.from_pretrained(checkpoint).model_type
-        if kind != "siglip":
-            wanted = f"its model_type must be 'siglip', got {kind!r}"
-            raise CheckpointError(f"SigLIP {cut(checkpoint)} cannot be loaded: {wanted}")
-        siglip = load_weights(SiglipModel, "SigLIP", checkpoint, dtype=dtype)
-        with loading("tokenizer of SigLIP", checkpoint):
-            tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-        return cls(siglip.eval(), tokenizer, tower_layers).to(device)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Compute pooled frame features v_p.
-
-        Args:
-            states: `[n, patches, D]`, the output of the tower's layer `tower_layers - 1`.
-
-        Returns:
-            `[n, D]`.
-        """
-        most = PATCHES_ON_GPU if states.is_cuda else None
-        return in_blocks(self._frames, states.to(self.head.probe.dtype), 0, tokens=states.shape[1], most=most)
-
-    def _frames(self, states: Tensor) -> Tensor:
-        for layer in self.layers:
-            states = layer(states, None)
-        pooled: Tensor = self.head(self.post_layernorm(states))
-        return pooled
+        self.text_length: int = siglip.text_model.config.max_position_embeddings
 
     def text(self, questions: Sequence[str]) -> Tensor:
         """Compute pooled text features t_p, `[B, D]`.
@@ -170,6 +113,142 @@ class Relevance(nn.Module):
         return pooled
 
 
+class Relevance(Aligned):
+    """The parts of SigLIP that compare frames with a question: last vision layers, pooling head and text tower.
+
+    LLaVA checkpoints contain the vision tower without its last layer and its head. This class runs only these missing
+    parts, on the hidden states that the tower has already computed.
+
+    Args:
+        siglip: a `SiglipModel`. Its parts are used, not copied; its vision layers below `tower_layers` are not kept.
+        tokenizer: the tokenizer of that SigLIP.
+        tower_layers: number of encoder layers that the model's own vision tower has already run.
+
+    Raises:
+        InputError: an argument has the wrong type, or the SigLIP cannot continue such a tower.
+    """
+
+    def __init__(self, siglip: Any, tokenizer: Any, tower_layers: int) -> None:
+        super().__init__(siglip, tokenizer)
+        tower_layers = integer("tower_layers", tower_layers)
+        vision = siglip.vision_model
+        layers = vision.encoder.layers
+        fits = 0 <= tower_layers <= len(layers)
+        require(fits, "tower_layers", tower_layers, f"from 0 to the SigLIP's {len(layers)} layers")
+        self.layers = nn.ModuleList(layers[tower_layers:])
+        self.post_layernorm = vision.post_layernorm
+        self.head = _Head(vision.head)
+        self.width: int = vision.config.hidden_size
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str | os.PathLike[str], tower_layers: int, *, device: torch.device | str, dtype: torch.dtype
+    ) -> "Relevance":
+        """Load a SigLIP checkpoint, by name or path, and keep the parts that are needed.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be loaded.
+            InputError: another argument cannot be used, as for `Relevance`.
+        """
+        device = _device(device)
+        siglip, tokenizer = _load(checkpoint, dtype)
+        return cls(siglip, tokenizer, tower_layers).to(device)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Compute pooled frame features v_p.
+
+        Args:
+            states: `[n, patches, D]`, the output of the tower's layer `tower_layers - 1`.
+
+        Returns:
+            `[n, D]`.
+        """
+        most = PATCHES_ON_GPU if states.is_cuda else None
+        return in_blocks(self._frames, states.to(self.head.probe.dtype), 0, tokens=states.shape[1], most=most)
+
+    def _frames(self, states: Tensor) -> Tensor:
+        for layer in self.layers:
+            states = layer(states, None)
+        pooled: Tensor = self.head(self.post_layernorm(states))
+        return pooled
+
+
+class SecondTower(Aligned):
+    """A whole SigLIP beside a model whose own vision tower is no SigLIP. It sees the frames a second time.
+
+    A SigLIP2 of one resolution has the same classes, and can be used too.
+
+    Args:
+        siglip: a `SiglipModel`. Its parts are used, not copied.
+        tokenizer: the tokenizer of that SigLIP.
+        mean, std: 3 numbers each, by which the model's own processor normalises pixels: (pixel - mean) / std.
+
+    Raises:
+        InputError: an argument has the wrong type, or the SigLIP has no pooling head.
+    """
+
+    def __init__(self, siglip: Any, tokenizer: Any, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__(siglip, tokenizer)
+        self.vision_model = siglip.vision_model
+        self._mean, self._std = (torch.tensor(values).view(3, 1, 1) for values in (mean, std))
+
+    @classmethod
+    def from_pretrained(
+        cls, checkpoint: str | os.PathLike[str], processor: Any, *, device: torch.device | str, dtype: torch.dtype
+    ) -> "SecondTower":
+        """Load a SigLIP checkpoint, by name or path, for a model with this processor.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be loaded.
+            InputError: the processor does not say how it normalises pixels.
+        """
+        parts: list[Any] = [getattr(processor, name, None) for name in ("video_processor", "image_processor")]
+        known = [part for part in parts if getattr(part, "image_mean", None) and getattr(part, "image_std", None)]
+        wanted = "the model's processor, whose image_mean and image_std tell the pixels of its frames"
+        require(len(known) > 0, "processor", processor, wanted)
+        device = _device(device)
+        siglip, tokenizer = _load(checkpoint, dtype)
+        return cls(siglip, tokenizer, known[0].image_mean, known[0].image_std).to(device)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """Compute pooled frame features v_p.
+
+        Args:
+            frames: `[n, 3, H, W]`, pixels as the model's own processor normalises them.
+
+        Returns:
+            `[n, D]`.
+        """
+        config = self.vision_model.config
+        patches = (config.image_size // config.patch_size) ** 2
+        return in_blocks(self._pooled, frames, 0, tokens=patches, most=PATCHES_ON_GPU if frames.is_cuda else None)
+
+    def _pooled(self, frames: Tensor) -> Tensor:
+        side = self.vision_model.config.image_size
+        pixels = frames.float() * self._std.to(frames.device) + self._mean.to(frames.device)
+        resized = interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp(0, 1)
+        pooled: Tensor = self.vision_model(pixel_values=(resized - 0.5) / 0.5).pooler_output  # as SigLIP was trained
+        return pooled
+
+
+def _load(checkpoint: str | os.PathLike[str], dtype: torch.dtype) -> tuple[Any, Any]:
+    """Load a SigLIP checkpoint, by name or path: the model in evaluation mode, and its tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer, SiglipModel
+
+    checkpoint = name_or_path("checkpoint", checkpoint)
+    is_floating = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+    require(is_floating, "dtype", dtype, "a torch.dtype of floating-point numbers")
+    with loading("SigLIP", checkpoint):
+        kind = AutoConfig.from_pretrained(checkpoint).model_type
+    if kind != "siglip":
+        wanted = f"its model_type must be 'siglip', got {kind!r}"
+        raise CheckpointError(f"SigLIP {cut(checkpoint)} cannot be loaded: {wanted}")
+    siglip = load_weights(SiglipModel, "SigLIP", checkpoint, dtype=dtype)
+    with loading("tokenizer of SigLIP", checkpoint):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    return siglip.eval(), tokenizer
+
+
 def _device(given: Any) -> torch.device:
     try:
         return torch.device(given)
@@ -186,7 +265,7 @@ class Questions:
 
     LIMIT = 1024  # questions remembered
 
-    def __init__(self, relevance: Relevance) -> None:
+    def __init__(self, relevance: Aligned) -> None:
         self._relevance = relevance
         self._features: dict[str, Tensor] = {}
         self._lock = threading.Lock()

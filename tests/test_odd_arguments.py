@@ -52,7 +52,7 @@ def test_a_relevance_that_cannot_be_loaded(sdpa, monkeypatch, value):
         (
             "relevance",
             adatp.Relevance,
-            "relevance must be a Relevance, a checkpoint's name or path, 'auto' or None, got",
+            "relevance must be a Relevance, a SecondTower, a checkpoint's name or path, 'auto' or None, got",
         ),
     ],
 )

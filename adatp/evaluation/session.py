@@ -15,7 +15,7 @@ from adatp.hf.stopwatch import FirstToken, Stopwatch, now
 from adatp.methods import Method
 from adatp.models import family_of, load_processor
 from adatp.pruning import apply
-from adatp.relevance import Relevance
+from adatp.relevance import Aligned
 from adatp.report import PruningReport
 from adatp.small.checkpoint import FOLDER, check
 from adatp.video import Clip, Limits, sample_frames
@@ -36,7 +36,7 @@ class Loaded:
     name: str
     model: Any
     processor: Any
-    relevance: Relevance | str | None
+    relevance: Aligned | str | None
     note: str | None = None
 
 
@@ -75,9 +75,7 @@ class Result:
     unpruned: Answer | None
 
 
-def load(
-    checkpoint: str | None, *, device: str, dtype: str, attention: str, relevance: Relevance | str | None
-) -> Loaded:
+def load(checkpoint: str | None, *, device: str, dtype: str, attention: str, relevance: Aligned | str | None) -> Loaded:
     """Load a checkpoint by name or path. None stands for the built-in model.
 
     Raises:
@@ -232,7 +230,7 @@ def run(
 
 
 def _timed(
-    loaded: Loaded, inputs: Any, before: dict[str, float], relevance: Relevance | None, max_new_tokens: int
+    loaded: Loaded, inputs: Any, before: dict[str, float], relevance: Aligned | None, max_new_tokens: int
 ) -> Answer:
     family = family_of(loaded.model)
     stages: dict[str, list[nn.Module]] = {

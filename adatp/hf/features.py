@@ -1,7 +1,8 @@
 """The features that a method reads from the vision tower and from the question, for every prompt of a batch."""
 
+import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,10 +12,11 @@ from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
-from adatp.relevance import NoRelevanceWarning, similarity
+from adatp.relevance import NoRelevanceWarning, SecondTower, similarity
 from adatp_kernels.score import score
 
 Questions = Sequence[str | None] | None  # one per prompt
+SEEN = "adatp_frames"  # key of a second tower's frame features among the features of the first
 
 
 class Features(NamedTuple):
@@ -89,6 +91,16 @@ def comparable(setup: Setup, batch: Batch, questions: Questions) -> tuple[Questi
     return questions if any(questions) else None, notes
 
 
+@torch.no_grad()
+def see_again(
+    setup: Setup, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], encoded: Any
+) -> None:
+    """Let a second tower see the frames, and add its features to those that `encode` has returned for its arguments."""
+    if isinstance(setup.relevance, SecondTower) and isinstance(encoded, Mapping):
+        given = inspect.signature(encode).bind_partial(*args, **kwargs).arguments
+        encoded[SEEN] = torch.cat([setup.relevance(video) for video in setup.family.pictures(given)])  # type: ignore[index]
+
+
 def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions, side: SideStream) -> list[Features]:
     """Compute the features that the method reads, while the decoder's first layers run.
 
@@ -134,6 +146,14 @@ def _frames(setup: Setup, batch: Batch, encoded: Any, side: SideStream) -> Tenso
     if setup.relevance is None:
         with side.queued():  # the prefill holds `encoded` until its end
             return setup.family.frame_features(encoded, batch.sizes)
+    if isinstance(setup.relevance, SecondTower):
+        if SEEN not in encoded:
+            raise Unsupported(
+                "the video features come without those of the second SigLIP, which needs the pixels: pass the output "
+                "of get_video_features, called while the method is applied"
+            )
+        seen: Tensor = encoded[SEEN]
+        return seen
     states = setup.family.tower_states(encoded)  # [F, patches, D]
     with side.queued(states):
         frames: Tensor = setup.relevance.to(states.device)(states)

@@ -22,7 +22,7 @@ from adatp.hf.batch_prefill import BatchPrefill
 from adatp.hf.call import Call, Question
 from adatp.hf.compiled_layers import CompiledLayers
 from adatp.hf.decoding import Decoding
-from adatp.hf.features import questions_of
+from adatp.hf.features import questions_of, see_again
 from adatp.hf.instance import InstanceChanges
 from adatp.hf.last_layers import LastLayers
 from adatp.hf.prompt_prefill import PromptPrefill
@@ -218,6 +218,7 @@ class Hooks:
     def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kept = self._setup.family.encoder_kwargs(attention=self._setup.wants_tower)
         encoded = encode(*args, **{**kept, **kwargs})
+        see_again(self._setup, encode, args, kwargs, encoded)
         self._hand_over(encoded)
         return encoded
 

@@ -6,7 +6,7 @@ from typing import Any
 from adatp.engine.scoring import Scoring
 from adatp.methods.method import BeforeDecoder, BetweenLayers, Method
 from adatp.models.family import Family
-from adatp.relevance import Questions, Relevance
+from adatp.relevance import Aligned, Questions
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Setup:
     method: Method
     flops: float | None
     scoring: Scoring
-    relevance: Relevance | None
+    relevance: Aligned | None
     questions: Questions | None
     tokenizer: Any
 

@@ -144,6 +144,14 @@ class Family(DecoderLayers, ABC):
         """
         return {}
 
+    def pictures(self, given: Mapping[str, Any]) -> list[Tensor]:
+        """Return a picture of each frame of the encoded videos, `[n, 3, H, W]` a video, as the processor normalises it.
+
+        Args:
+            given: the arguments of `get_video_features`.
+        """
+        raise NotImplementedError
+
     @abstractmethod
     def frame_features(self, outputs: Any, sizes: Sequence[VideoSize] | None) -> Tensor:
         """Compute `[F, D]` float32, a feature of each frame of all videos, where no SigLIP is at hand.

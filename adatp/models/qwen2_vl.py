@@ -84,6 +84,17 @@ class Qwen2VL(Family):
         rows = after[~torch.isin(input_ids[after], torch.tensor(self.invisible))]
         return PromptLayout(len(input_ids), tuple(begins), rows, tuple(sizes))
 
+    def pictures(self, given: Mapping[str, Any]) -> list[Tensor]:
+        """Return the pictures that the patches were cut from; the first of a temporal patch stands for both."""
+        vision = self.config.vision_config
+        merged, side, pictures = vision.spatial_merge_size, vision.patch_size, []
+        grids = given["video_grid_thw"].tolist()
+        videos = given["pixel_values_videos"].split([t * h * w for t, h, w in grids])
+        for (t, h, w), patches in zip(grids, videos, strict=True):
+            cells = patches.view((t, h // merged, w // merged, merged, merged, 3, -1, side, side)).select(6, 0)
+            pictures.append(cells.permute((0, 5, 1, 3, 6, 2, 4, 7)).reshape(t, 3, h * side, w * side))
+        return pictures
+
     def frame_features(self, outputs: Any, sizes: Sequence[VideoSize] | None) -> Tensor:
         """Average the patches of a frame in the output of the tower's last block. Windows permute them in a frame."""
         assert sizes is not None
