@@ -44,7 +44,7 @@ setup(
     },
     install_requires=[
         "torch>=2.6",
-        "transformers>=5.12",
+        "transformers>=5.17",
         "triton>=3.6; platform_system == 'Linux'",
         "av>=17.1",
         "numpy>=1.26",

@@ -15,6 +15,7 @@ import matplotlib
 from adatp.figures.accuracy import draw_accuracy
 from adatp.tables.accuracy import accuracy, biases, by_kind, caption, markdown
 from adatp.tables.tabulate import markdown_table, markdown_tables
+from bench import long_videos
 from bench.decoding import HEADS, in_words, rows_of
 from bench.e2e.picture import draw_speed
 from bench.e2e.tables import tables
@@ -71,6 +72,14 @@ def decoding() -> str:
     return f"{head}\n\n{markdown_table([list(HEADS), *rows_of(found)])}\n\n{in_words(found['difference'])}\n"
 
 
+def lengths() -> str:
+    """Return the section on how the cuts grow with the length of a video."""
+    found = _read("long-videos-cpu-2-cores.json")
+    machine = found["machine"]
+    head = f"Measured on {machine['cpu']}, {machine['cores']} cores. Ratios are those of a token to the shortest video."
+    return f"{head}\n\n{markdown_table([list(long_videos.HEAD), *long_videos.rows_of(found)])}\n"
+
+
 def _steps(folder: Path) -> list[dict[str, Any]]:
     """Return the results of the steps that have run, in the plan's order."""
     files = [folder / f"{step.name}.json" for step in STEPS]
@@ -82,6 +91,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": speed,
     "gpu": gpu,
     "decoding": decoding,
+    "long-videos": lengths,
     "accuracy-in-short": lambda: accuracy_in_short(_read("study.json")),
     "speed-in-short": lambda: speed_in_short(map(_steps, _gpus()), map(_load, _machines())),
 }

@@ -39,7 +39,10 @@ def test_settings_are_given_by_keyword(method):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"relevance": 3}, "relevance must be a Relevance, a SecondTower, a checkpoint's name or path, 'auto' or None, got 3"),
+        (
+            {"relevance": 3},
+            "relevance must be a Relevance, a SecondTower, a checkpoint's name or path, 'auto' or None, got 3",
+        ),
         ({"question": 3}, "question must be a string, a list of strings or None, got 3"),
         ({"question": ["a", None]}, "question must be a string, a list of strings or None"),
     ],
