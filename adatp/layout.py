@@ -168,3 +168,10 @@ def by_layer(layers: int, whole: int, after: Mapping[int, int]) -> list[int]:
         current = after.get(layer, current)
         counts.append(current)
     return counts
+
+
+def runs(chosen: Tensor) -> list[tuple[int, int]]:
+    """Return begin and end of every run of True in a `[L]` bool tensor."""
+    edges = torch.nn.functional.pad(chosen.int(), (1, 1)).diff()
+    begins, ends = ((edges == step).nonzero().flatten().tolist() for step in (1, -1))
+    return list(zip(begins, ends, strict=True))

@@ -6,7 +6,6 @@ import warnings
 from typing import Any, get_args
 
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
 from adatp.checks.values import name_or_path, require, switch, text
 from adatp.engine.scoring import Scoring
@@ -19,7 +18,7 @@ from adatp.hf.support import is_applied
 from adatp.hf.tensor_parallel import average_over_ranks
 from adatp.methods import Method, method_of
 from adatp.methods.method import BeforeDecoder
-from adatp.models import family_of
+from adatp.models import family_of, tokenizer_of
 from adatp.models.family import Family
 from adatp.relevance import Aligned, NoRelevanceWarning, Questions, Relevance, SecondTower
 from adatp.report import PruningReport
@@ -123,7 +122,8 @@ def apply(
     Args:
         model: a Hugging Face Video LLM of a supported family. Only this instance changes.
         processor: the model's processor (or tokenizer), which reads the question from the prompt. It can be left out
-            if `question` is given, or if the method does not compare frames with the question.
+            if `question` is given, or if the method does not compare frames with the question; but not for models that
+            see the frames of a video as images, because only the text of the prompt tells them apart.
         method: chooses the tokens: a method with its settings (`adatp.AdaTP(p=1.5)`), or the name of a method for its
             published settings; see `adatp.methods`.
         flops: target cost of every prompt's prefill, as a share in (0, 1] of the unpruned prefill's FLOPs (linear
@@ -160,11 +160,16 @@ def apply(
     if flops is not None:
         method.check_flops(flops)
     question = _checked_question(question)
-    tokenizer = _tokenizer_of(processor)
+    tokenizer = tokenizer_of(processor)
     _check_relevance(relevance)
     require(isinstance(impl, str) and impl in get_args(Impl), "impl", impl, "'auto', 'reference' or 'triton'")
     compile_layers = switch("compile_layers", compile_layers)
-    family = family_of(model)
+    family = family_of(model, tokenizer)
+    if family.needs_tokenizer and tokenizer is None:
+        raise Unsupported(
+            f"processor is needed to find the frames of a video in the prompts of {family.model_type} models; pass "
+            "processor=..."
+        )
     _refuse_twice(model)
     resolve(impl, family.decoder.device)
     method.check(family.decoder.config.num_hidden_layers)
@@ -230,18 +235,6 @@ def _checked_question(question: Any) -> Question:
     listed = isinstance(question, list | tuple) and len(question) > 0 and all(isinstance(own, str) for own in question)
     require(listed, "question", question, "a string, a list of strings or None", InputTypeError)
     return [text("question", own) for own in question]
-
-
-def _tokenizer_of(processor: Any) -> Any:
-    """Return the tokenizer of a processor, or the processor if it is a tokenizer itself.
-
-    Raises:
-        InputTypeError: it is neither.
-    """
-    tokenizer = getattr(processor, "tokenizer", processor)
-    is_tokenizer = isinstance(tokenizer, PreTrainedTokenizerBase | None)
-    require(is_tokenizer, "processor", processor, "the model's processor or tokenizer, or None", InputTypeError)
-    return tokenizer
 
 
 def _check_relevance(relevance: Any) -> None:

@@ -103,7 +103,7 @@ def _study(
         return generate(loaded, inputs, LONGEST_ANSWER)[0]
 
     tell("looking where the model looks")
-    attention = visual_attention(loaded.model, inputs)
+    attention = visual_attention(loaded.model, inputs, loaded.processor)
     tell("answering without pruning")
     unpruned = answer()
     runs: dict[str, Run] = {}

@@ -18,7 +18,7 @@ from adatp.evaluation.measure import EncodedClip, answer, with_relevance
 from adatp.evaluation.session import Loaded
 from adatp.hf.attention_map import visual_attention
 from adatp.methods import METHODS, AdaTP, Method
-from adatp.models import family_of
+from adatp.models import family_of, tokenizer_of
 from adatp.world.questions import Asked
 from adatp_kernels.dispatch import Impl
 
@@ -195,7 +195,7 @@ def _ask(
     length = answer_length(loaded.processor.tokenizer, asked.answer)
     said, report = answer(loaded, inputs, method, flops=flops, tokens=length, choices=asked.options, impl=impl)
     if report is None:
-        layout = family_of(loaded.model).layout(inputs["input_ids"][0].cpu())
+        layout = family_of(loaded.model, tokenizer_of(loaded.processor)).layout(inputs["input_ids"][0].cpu())
         assert layout is not None, "every question is about a video"
         cost, kept = 1.0, layout.visual_tokens
     else:
@@ -205,7 +205,7 @@ def _ask(
 
 
 def _look(loaded: Loaded, inputs: Mapping[str, Any]) -> Looked:
-    attention = visual_attention(loaded.model, inputs)
+    attention = visual_attention(loaded.model, inputs, loaded.processor)
     frames, top = per_frame(attention.scores), top_tokens(attention.scores)
     return Looked(
         frames / frames.mean(1, keepdim=True),

@@ -13,7 +13,7 @@ from adatp.checks.markup import refuse_markup
 from adatp.errors import CheckpointError, Unsupported
 from adatp.hf.stopwatch import FirstToken, Stopwatch, now
 from adatp.methods import Method
-from adatp.models import family_of, load_processor
+from adatp.models import family_of, load_processor, tokenizer_of
 from adatp.pruning import apply
 from adatp.relevance import Aligned
 from adatp.report import PruningReport
@@ -107,7 +107,7 @@ def _try(model: Any, processor: Any, name: str) -> None:
     frames, metadata = np.zeros((2, 28, 28, 3), np.uint8), {"total_num_frames": 2, "fps": 1.0, "frames_indices": [0, 1]}
     with loading("processor of", name):
         inputs = _inputs(processor, frames, metadata, "?")
-    family = family_of(model)
+    family = family_of(model, tokenizer_of(processor))
     try:
         layout = family.layout(inputs["input_ids"][0], family.sizes(inputs))
     except Unsupported as error:

@@ -13,7 +13,7 @@ from adatp.errors import Unsupported
 from adatp.hf.support import is_applied
 from adatp.hf.tensor_parallel import average_over_ranks
 from adatp.layout import PromptLayout, Videos, VideoSize
-from adatp.models import family_of
+from adatp.models import family_of, tokenizer_of
 from adatp.models.family import Family
 
 
@@ -32,7 +32,7 @@ class AttentionMap(Videos):
 
 
 @torch.no_grad()
-def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMap:
+def visual_attention(model: nn.Module, inputs: Mapping[str, Any], processor: Any = None) -> AttentionMap:
     """Run the prompt once through the unpruned model, and score every visual token in every layer.
 
     With every attention implementation, no attention matrix is computed for the scores. The keys of a layer are freed
@@ -41,6 +41,7 @@ def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMa
     Args:
         model: a Hugging Face Video LLM of a supported family. It is not changed; its hooks are removed at the end.
         inputs: output of the model's processor for one prompt with one or several videos, on the model's device.
+        processor: the model's processor or tokenizer; only needed for models that see the frames of a video as images.
 
     Raises:
         TypeError: the model's family is not supported.
@@ -48,7 +49,7 @@ def visual_attention(model: nn.Module, inputs: Mapping[str, Any]) -> AttentionMa
         Unsupported: `inputs` is not one prompt with a video and without padding; or the model is being pruned, has
             sliding-window layers, or its attention overflows.
     """
-    family = family_of(model)
+    family = family_of(model, tokenizer_of(processor))
     if is_applied(model):
         raise Unsupported("model must be unpruned: call remove() on the handle that apply() returned")
     if family.has_sliding_windows:

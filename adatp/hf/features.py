@@ -13,6 +13,7 @@ from adatp.hf.batch import Batch
 from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
 from adatp.relevance import NoRelevanceWarning, SecondTower, similarity
+from adatp.tensors.transfer import send
 from adatp_kernels.score import score
 
 Questions = Sequence[str | None] | None  # one per prompt
@@ -128,8 +129,8 @@ def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions
         return [Features()] * len(batch.layouts)
     found = []
     with side.queued(*(() if text is None else (text,))):
-        for b, (layout, begin) in enumerate(zip(batch.layouts, _begins(batch, len(known)), strict=True)):
-            own = slice(begin, begin + (0 if layout is None else layout.frames))
+        for b, (layout, places) in enumerate(zip(batch.layouts, _places(setup, batch, len(known)), strict=True)):
+            own = places if isinstance(places, slice) else send(places, known.device)
             features = None if frames is None else frames[own]
             similar = None
             if layout is not None and features is not None and text is not None and questions and questions[b]:
@@ -172,17 +173,23 @@ def _tower(setup: Setup, encoded: Any) -> tuple[Tensor | None, Tensor | None]:
     return family.pool(received[..., None])[..., 0], family.pool(key.mean(1, dtype=torch.float32))
 
 
-def _begins(batch: Batch, frames: int) -> list[int]:
-    """Return the index of each prompt's first frame among the `frames` frames that were encoded.
+def _places(setup: Setup, batch: Batch, encoded: int) -> list[slice | Tensor]:
+    """Return the places of each prompt's frames among all that was encoded, `encoded` frames and tiles of images.
 
     Copies of a prompt (for beams) are side by side. They may share one set of encoded frames.
     """
-    wanted = [0 if layout is None else layout.frames for layout in batch.layouts]
-    copies, rest = divmod(sum(wanted), frames)
+    prompts = zip(batch.ids, batch.layouts, strict=True)
+    wanted = [setup.family.frames_encoded(ids, layout) for ids, layout in prompts]
+    told = sum(map(len, wanted))
+    copies, rest = divmod(told, encoded)
     if rest or copies == 0:
-        raise Unsupported(f"the prompts hold videos of {sum(wanted)} frames, but {frames} frames were encoded")
-    begins, begin = [], 0
-    for b, count in enumerate(wanted):
-        begins.append(begin)
-        begin += count if b % copies == copies - 1 else 0
-    return begins
+        frames = int(sum(chosen.sum() for chosen in wanted))
+        images = f" and images of {told - frames} tiles" if told > frames else ""
+        raise Unsupported(f"the prompts hold videos of {frames} frames{images}, but {encoded} frames were encoded")
+    places: list[slice | Tensor] = []
+    begin = 0
+    for b, chosen in enumerate(wanted):
+        stop = begin + len(chosen)
+        places.append(slice(begin, stop) if bool(chosen.all()) else begin + chosen.nonzero().flatten())
+        begin = stop if b % copies == copies - 1 else begin
+    return places

@@ -83,12 +83,8 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
     sizes = family.sizes(given)
     batch = Batch.read(family, ids, given.get("attention_mask"), sizes=sizes)
     copies = max(_setting(model, given, "num_beams") or 1, _setting(model, given, "num_return_sequences") or 1)
-    several = any(layout is not None and len(layout.videos) > 1 for layout in batch.layouts)
-    if copies > 1 and several and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
-        raise Unsupported(
-            "this version of transformers gives the copies of a prompt with several videos the wrong videos; use 5.18 "
-            "or newer, or num_beams=1 and num_return_sequences=1"
-        )
+    if copies > 1 and "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+        _check_copies(family, batch)
     # beam search repeats the features in place; a copy keeps those of the caller unchanged
     encoded = {name: copy.copy(value) for name, value in encoded.items()}
     return Prepared(ids, {"mm_encoder_outputs": encoded} if encoded else {}, batch, sizes)
@@ -156,6 +152,18 @@ def _check_negative_prompt(family: Family, given: dict[str, Any]) -> None:
             "negative_prompt_ids hold placeholders of a video, but transformers gives a negative prompt no video: "
             "leave the placeholders out of it"
         )
+
+
+def _check_copies(family: Family, batch: Batch) -> None:
+    """Refuse copies of prompts, whose inputs transformers copies one by one up to 5.17: A, A, B, B for A, B."""
+    for ids, layout in zip(batch.ids, batch.layouts, strict=True):
+        inputs = len(family.frames_encoded(ids, layout)) if family.modality == "image" else 0
+        if inputs > 1 or (layout is not None and len(layout.videos) > 1):
+            what = "frames" if inputs else "videos"
+            raise Unsupported(
+                f"this version of transformers gives the copies of a prompt with several {what} the wrong {what}; use "
+                "5.18 or newer, or num_beams=1 and num_return_sequences=1"
+            )
 
 
 def _check_settings(model: Any, method: Method, given: dict[str, Any]) -> None:

@@ -9,11 +9,11 @@ import pkgutil
 from typing import Any
 
 from torch import nn
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from adatp.checks.checkpoints import loading
-from adatp.checks.values import name_or_path
-from adatp.errors import UnsupportedType
+from adatp.checks.values import name_or_path, require
+from adatp.errors import InputTypeError, UnsupportedType
 from adatp.models.family import Family
 
 for _module in pkgutil.iter_modules(__path__):
@@ -25,8 +25,12 @@ def families() -> dict[str, type[Family]]:
     return {family.model_type: family for family in _below(Family)}
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: nn.Module, tokenizer: Any = None) -> Family:
     """Return the family of `model`, for this instance.
+
+    Args:
+        model: the model.
+        tokenizer: its tokenizer. Some families find no video in a prompt without it, see `Family.needs_tokenizer`.
 
     Raises:
         UnsupportedType: the model is not of a supported family.
@@ -38,7 +42,21 @@ def family_of(model: nn.Module) -> Family:
             f"cannot prune a {type(model).__name__} (model_type {model_type!r}); supported are: "
             f"{', '.join(sorted(known))}. A new family is one file in adatp/models/"
         )
-    return known[model_type](model)
+    family = known[model_type](model)
+    family.tokenizer = tokenizer
+    return family
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer of a processor, or the processor if it is a tokenizer itself; None for None.
+
+    Raises:
+        InputTypeError: it is neither.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    is_tokenizer = isinstance(tokenizer, PreTrainedTokenizerBase | None)
+    require(is_tokenizer, "processor", processor, "the model's processor or tokenizer, or None", InputTypeError)
+    return tokenizer
 
 
 def load_processor(checkpoint: str | os.PathLike[str]) -> Any:

@@ -66,6 +66,12 @@ class DecoderLayers:
         )
 
     @property
+    def is_like_llama(self) -> bool:
+        """Whether the decoder layers have what these methods read."""
+        attention = getattr(self.decoder.layers[0], "self_attn", None)
+        return all(hasattr(attention, part) for part in ("q_proj", "k_proj", "scaling"))
+
+    @property
     def has_sliding_windows(self) -> bool:
         """Whether some decoder layers do not attend to all tokens."""
         return "sliding_attention" in (getattr(self.decoder.config, "layer_types", None) or ())

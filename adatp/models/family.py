@@ -32,11 +32,13 @@ class Family(DecoderLayers, ABC):
         scalar_positions: whether a position is one number, so that kept tokens can be renumbered. If not, position ids
             are `[axes, B, L]`.
         offers_attention: whether `tower_attention` and `pool` can be used.
+        needs_tokenizer: whether `tokenizer` is needed to find the videos in a prompt.
         added_layers: number of the first decoder layers whose output the decoder adds something to.
         config: the configuration of the model.
         body: the module whose forward receives `input_ids` and the video.
         tower: the modules that turn pixels into visual tokens; timings call the time of their first run "tower".
         grid: the tokens of every frame; None if each video has a grid of its own.
+        tokenizer: the model's tokenizer; None if it is not known.
     """
 
     model_type: ClassVar[str]
@@ -44,11 +46,13 @@ class Family(DecoderLayers, ABC):
     pixels: ClassVar[str] = "pixel_values_videos"
     scalar_positions: ClassVar[bool] = True
     offers_attention: ClassVar[bool] = False
+    needs_tokenizer: ClassVar[bool] = False
     added_layers: int = 0
     config: Any
     body: Any
     tower: list[nn.Module]
     grid: Grid | None = None
+    tokenizer: Any = None
 
     @abstractmethod
     def __init__(self, model: Any) -> None: ...
@@ -160,6 +164,17 @@ class Family(DecoderLayers, ABC):
             outputs: the output of `get_video_features`.
             sizes: sizes of the videos that were encoded, in order; None if `sizes` does not tell.
         """
+
+    def frames_encoded(self, input_ids: Tensor, layout: PromptLayout | None) -> Tensor:
+        """Return which of what the tower encodes for a prompt are frames, `[T]` bool on the host.
+
+        Only a tower that sees frames as images encodes anything else with them: the tiles of images.
+
+        Args:
+            input_ids: `[L]` int64 on the host, a prompt without padding.
+            layout: its layout; None for a prompt without a video.
+        """
+        return torch.ones(0 if layout is None else layout.frames, dtype=torch.bool)
 
     def tower_states(self, outputs: Any) -> Tensor:
         """Return `[F, patches, D]`, the output of a SigLIP tower's layer `tower_layers - 1` for F frames.

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlavaOnevisionForConditionalGeneration
 
 from adatp.errors import Unsupported, UnsupportedType
-from adatp.layout import Grid, PromptLayout, VideoSize
+from adatp.layout import Grid, PromptLayout, VideoSize, runs
 from adatp.models.family import Family
 from adatp.models.processor import load_processor
 from adatp.models.siglip import NAME, WIDTHS
@@ -77,7 +77,7 @@ class LlavaOnevision(Family):
         c = self.grid.tokens
         begins: list[int] = []
         videos: list[VideoSize] = []
-        for begin, stop in _runs(is_video):
+        for begin, stop in runs(is_video):
             n, rest = divmod(stop - begin - self.trailing_tokens, c)
             if rest or n == 0:
                 raise Unsupported(
@@ -126,10 +126,3 @@ class LlavaOnevision(Family):
     def pool(self, maps: Tensor) -> Tensor:
         pooled: Tensor = self.body.apply_pooling(maps)
         return pooled
-
-
-def _runs(chosen: Tensor) -> list[tuple[int, int]]:
-    """Return begin and end of every run of True in a `[L]` bool tensor."""
-    edges = torch.nn.functional.pad(chosen.int(), (1, 1)).diff()
-    begins, ends = ((edges == step).nonzero().flatten().tolist() for step in (1, -1))
-    return list(zip(begins, ends, strict=True))

@@ -153,7 +153,7 @@ class TestEveryFamily:
 
 
 def test_an_instance_has_what_the_engine_reads(videollm):
-    family = family_of(videollm.model)
+    family = family_of(videollm.model, videollm.processor.tokenizer)
     for name in inspect.get_annotations(Family):
         assert getattr(family, name) is not None, name
     assert family.body is videollm.model.model
