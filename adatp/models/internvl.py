@@ -6,7 +6,7 @@ the same placeholders, c for each of its tiles. So only the text before it tells
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -126,6 +126,9 @@ class InternVL(Family):
     def clean_question(self, text: str) -> str:
         """Return the question without the name of a frame after it."""
         return _NAME.sub("", text).strip()
+
+    def pictures(self, given: Mapping[str, Any]) -> list[Tensor]:
+        return [given["pixel_values"]]
 
     def frame_features(self, outputs: Any, sizes: Sequence[VideoSize] | None) -> Tensor:
         """Average the patches in the output of the tower's last layer; its first token is no patch."""
