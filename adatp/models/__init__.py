@@ -39,7 +39,7 @@ def family_of(model: nn.Module, tokenizer: Any = None) -> Family:
     model_type = getattr(getattr(model, "config", None), "model_type", None)
     if model_type not in known:
         raise UnsupportedType(
-            f"cannot prune a {type(model).__name__} (model_type {model_type!r}); supported are: "
+            f"cannot prune a {type(model).__name__} (model_type {model_type!r}){_hindrance(model)}; supported are: "
             f"{', '.join(sorted(known))}. A new family is one file in adatp/models/"
         )
     family = known[model_type](model)
@@ -77,6 +77,26 @@ def load_processor(checkpoint: str | os.PathLike[str]) -> Any:
         )
     with loading("processor of", checkpoint):
         return known[model_type].load_processor(checkpoint)
+
+
+def _hindrance(model: nn.Module) -> str:
+    """Say why a model of an unknown family is hard to prune, and what it would need; empty if nothing is known."""
+    config = getattr(model, "config", None)
+    text = getattr(config, "text_config", None) or config
+    kinds = set(getattr(text, "layer_types", None) or ())
+    if type(model).__module__.startswith("transformers_modules"):
+        return ": its code is not that of transformers, and may change; it would need a class in transformers"
+    if kinds - {"full_attention", "sliding_attention"}:
+        return (
+            f": its decoder has {', '.join(sorted(kinds - {'full_attention'}))} layers, which keep no keys of single "
+            "tokens; it would need cuts before layers with full attention only, and a cache for both kinds"
+        )
+    if "sliding_attention" in kinds:
+        return (
+            ": its decoder has sliding windows, which would span dropped tokens; it would need windows that count original "
+            "positions"
+        )
+    return ""
 
 
 def _below(family: Any) -> list[type[Family]]:

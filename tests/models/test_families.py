@@ -176,5 +176,26 @@ def test_another_model_type_is_refused_with_the_list_of_the_known(model_type):
     )
 
 
+@pytest.mark.parametrize(
+    ("layer_types", "module", "reason"),
+    [
+        (["linear_attention", "full_attention"], "a", ": its decoder has linear_attention layers, which keep no keys"),
+        (["sliding_attention", "full_attention"], "a", ": its decoder has sliding windows, which would span dropped"),
+        (["full_attention"], "transformers_modules.a", ": its code is not that of transformers"),
+        (["full_attention"], "a", "; supported are: "),
+        (None, "a", "; supported are: "),
+    ],
+    ids=["hybrid", "windows", "remote code", "full attention", "not told"],
+)
+def test_another_model_is_refused_with_what_stands_in_its_way(layer_types, module, reason):
+    Other = type("Other", (nn.Module,), {"__module__": module})  # noqa: N806
+    text = type("Text", (), {"layer_types": layer_types})()
+    model = Other()
+    model.config = type("Config", (), {"model_type": "other", "text_config": text})()
+    with pytest.raises(TypeError) as refusal:
+        adatp.apply(model)
+    assert str(refusal.value).startswith(f"cannot prune a Other (model_type 'other'){reason}")
+
+
 if __name__ == "__main__":
     print(json.dumps(facts(sys.argv[1])))
