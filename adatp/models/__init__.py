@@ -93,8 +93,8 @@ def _hindrance(model: nn.Module) -> str:
         )
     if "sliding_attention" in kinds:
         return (
-            ": its decoder has sliding windows, which would span dropped tokens; it would need windows that count original "
-            "positions"
+            ": its decoder has sliding windows, which would span dropped tokens; it would need windows that count the "
+            "original positions"
         )
     return ""
 
