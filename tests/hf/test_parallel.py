@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_models import make_model
 from tensor_parallel import METHODS
 from transformers import AutoModelForImageTextToText
 from videollm import make_inputs
@@ -17,7 +18,17 @@ import adatp
 
 def test_two_ranks_keep_what_one_keeps(videollm, tmp_path):
     """Tensor parallel over gloo; without the all-reduce each rank would select by its own heads."""
-    videollm.model.save_pretrained(tmp_path)
+    hold_two_ranks(videollm.model, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["qwen2_5_vl", "internvl-qwen3"])
+def test_two_ranks_of_other_families_keep_what_one_keeps(kind, tmp_path):
+    """Those that transformers has a plan for, without and with norms of queries and keys; none for Qwen3-VL."""
+    hold_two_ranks(make_model(kind), tmp_path)
+
+
+def hold_two_ranks(model, tmp_path):
+    model.save_pretrained(tmp_path)
     worker = Path(__file__).parents[1] / "helpers" / "tensor_parallel.py"
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     run = subprocess.run(
