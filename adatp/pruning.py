@@ -20,7 +20,7 @@ from adatp.methods import Method, method_of
 from adatp.methods.method import BeforeDecoder
 from adatp.models import family_of, tokenizer_of
 from adatp.models.family import Family
-from adatp.relevance import Aligned, NoRelevanceWarning, Questions, Relevance, SecondTower
+from adatp.relevance import UNCALIBRATED, Aligned, NoRelevanceWarning, Questions, Relevance, SecondTower
 from adatp.report import PruningReport
 from adatp_kernels.dispatch import Impl, resolve
 
@@ -132,8 +132,8 @@ def apply(
             checkpoint that the vision tower was trained from; `"auto"` for the family's checkpoint; or None. For a
             family whose tower is no SigLIP: a `SecondTower`, or the name or path of any SigLIP checkpoint, which sees
             the frames a second time. The segments also come from its frame features. With None, or if `"auto"` finds
-            or loads no checkpoint, segments come from the mean of a frame's patch features, no segment is significant,
-            and there is a warning.
+            or loads no checkpoint, segments come from the mean of a frame's patch features, for which `tau_s` is not
+            calibrated; no segment is significant, and there is a warning.
         question: the question, or one per sample; None reads the user's last question from the prompt.
         impl: `"auto"`, `"reference"` or `"triton"`: the implementation of score, select and compact.
         compile_layers: whether decoder layers run through `torch.compile` in a prefill. A layer does so if its input
@@ -188,7 +188,7 @@ def apply(
         if missing and method.wants_question:
             warnings.warn(
                 f"{missing}: no segment is significant, all segments keep the same ratio (no global debiasing), and "
-                "frames are grouped by the mean of their patch features. Pass relevance=PATH to a SigLIP checkpoint",
+                f"{UNCALIBRATED}. Pass relevance=PATH to a SigLIP checkpoint",
                 NoRelevanceWarning,
                 stacklevel=2,
             )

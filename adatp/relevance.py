@@ -19,6 +19,12 @@ from adatp.tensors.transfer import send
 # time to compute than to launch. Memory is no problem: the vision tower has run all frames at once.
 PATCHES_ON_GPU = 16384
 
+# How frames are grouped where no SigLIP is at hand. The paper's tau_s is one for SigLIP's pooled features.
+UNCALIBRATED = (
+    "frames are grouped by the mean of their patch features, for which tau_s is not calibrated "
+    "(`adatp calibrate VIDEO...` suggests one)"
+)
+
 
 class NoRelevanceWarning(UserWarning):
     """Global debiasing is on, but the text relevance of the segments is not known."""

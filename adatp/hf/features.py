@@ -12,7 +12,7 @@ from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
-from adatp.relevance import NoRelevanceWarning, SecondTower, similarity
+from adatp.relevance import UNCALIBRATED, NoRelevanceWarning, SecondTower, similarity
 from adatp.tensors.transfer import send
 from adatp_kernels.score import score
 
@@ -83,7 +83,9 @@ def comparable(setup: Setup, batch: Batch, questions: Questions) -> tuple[Questi
     if not setup.method.wants_question:
         return None, []
     if setup.questions is None or questions is None:
-        return None, ["no aligned text encoder: every segment gets the same ratio (no global debiasing)"]
+        return None, [
+            f"no aligned text encoder: every segment gets the same ratio (no global debiasing), and {UNCALIBRATED}"
+        ]
     notes = []
     for b, (question, layout) in enumerate(zip(questions, batch.layouts, strict=True)):
         if layout is not None and not question:

@@ -379,7 +379,8 @@ def test_a_video_of_which_nothing_is_left_is_noted(sdpa):
 
 class TestNoTextEncoder:
     def test_every_ratio_is_r_and_the_user_is_told_once(self, sdpa, sdpa_inputs):
-        with pytest.warns(adatp.NoRelevanceWarning, match="no global debiasing"):
+        told = "no global debiasing.*tau_s is not calibrated.*adatp calibrate VIDEO.*Pass relevance=PATH"
+        with pytest.warns(adatp.NoRelevanceWarning, match=told):
             pruned = adatp.apply(sdpa.model, sdpa.processor, relevance=None)
         with pruned, torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("error")
@@ -389,6 +390,7 @@ class TestNoTextEncoder:
         assert sample.question is None
         assert not any(s.significant or s.similarity is not None for s in sample.segments)
         assert "no aligned text encoder" in notes[0]
+        assert "tau_s is not calibrated" in notes[0]
 
     def test_auto_that_cannot_be_loaded_warns(self, sdpa, monkeypatch):
         with pytest.warns(adatp.NoRelevanceWarning, match="no SigLIP is known for this vision tower"):
