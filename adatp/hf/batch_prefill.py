@@ -109,7 +109,8 @@ class BatchPrefill:
             elif isinstance(pruning, Compression):
                 tokens = pruning.apply(tokens)
                 assert pruning.left is not None
-                place = place[..., : tokens.shape[1]] if self._setup.renumbers else place[..., pruning.left]
+                renumbers = self._setup.renumbers
+                place = place[..., : tokens.shape[1]] if renumbers else family.kept_positions(place, pruning.left)
                 rest = family.kept_kwargs(rest, pruning.left)
             output = decoder(
                 **rest,

@@ -219,6 +219,15 @@ class Family(DecoderLayers, ABC):
         """
         return kwargs
 
+    def kept_positions(self, positions: Tensor, left: Tensor) -> Tensor:
+        """Return `[..., 1, W]` position ids of the tokens that are left of one prompt, where these keep theirs.
+
+        Args:
+            positions: `[..., 1, L]`, those of the whole prompt.
+            left: `[W]` int64 on the device, indices in the whole prompt.
+        """
+        return positions[..., left]
+
     def replacements(self, left: Callable[[], Tensor | None]) -> dict[str, Callable[..., Any]]:
         """Return the methods of the decoder, by name, that must know which tokens are left in a prefill.
 

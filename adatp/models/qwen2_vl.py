@@ -102,3 +102,7 @@ class Qwen2VL(Family):
         videos = outputs.last_hidden_state.split([video.tokens * merged for video in sizes])
         means = [own.unflatten(0, (size.frames, -1)).float().mean(1) for own, size in zip(videos, sizes, strict=True)]
         return torch.cat(means)
+
+    def kept_positions(self, positions: Tensor, left: Tensor) -> Tensor:
+        # `generate` puts an axis before the three that is for masks alone: its gaps would be read as packed sequences
+        return positions[-3:, ..., left]
