@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
+from adatp.checks.values import require
 from adatp.errors import Unsupported, UnsupportedType
 from adatp.layout import Grid, PromptLayout, VideoSize
 from adatp.models.family import Family
@@ -49,6 +50,8 @@ class Qwen2VL(Family):
         grids = given.get("video_grid_thw")
         if grids is None:
             return None
+        whole = isinstance(grids, Tensor) and grids.ndim == 2 and grids.shape[1] == 3 and not grids.is_floating_point()
+        require(whole, "video_grid_thw", grids, "a [videos, 3] tensor of whole numbers")
         vision = self.config.vision_config
         merged = vision.spatial_merge_size
         sizes = []
@@ -59,10 +62,18 @@ class Qwen2VL(Family):
                     f"patches that are multiples of {merged}"
                 )
             sizes.append(VideoSize(t, Grid(h // merged, w // merged), vision.temporal_patch_size))
+        pixels, told = given.get(self.pixels), int(grids.prod(1).sum())
+        if pixels is not None and len(pixels) != told:
+            raise Unsupported(f"{self.pixels} holds {len(pixels)} patches, but video_grid_thw tells {told}")
         return sizes
 
+    def runs(self, sizes: Sequence[VideoSize]) -> list[int]:
+        """Return the lengths of the runs of video tokens that a prompt with these videos has."""
+        return [video.tokens for video in sizes]
+
     def layout(self, input_ids: Tensor, sizes: Sequence[VideoSize] | None = None) -> PromptLayout | None:
-        places = self.is_video(input_ids).nonzero().flatten()
+        is_video = self.is_video(input_ids)
+        places = is_video.nonzero().flatten()
         if not len(places):
             return None
         if sizes is None:
@@ -70,15 +81,16 @@ class Qwen2VL(Family):
                 "video_grid_thw is missing: a prompt holds a video, and its grid tells how many tokens a frame has; "
                 "pass the whole output of the processor"
             )
-        tokens = torch.tensor([video.grid.tokens for video in sizes for _ in range(video.frames)])
-        stop = tokens.cumsum(0)
-        whole = int(tokens.sum()) == len(places)
-        if not whole or not torch.equal(places[stop - 1] - places[stop - tokens], tokens - 1):
+        edges = torch.nn.functional.pad(is_video.int(), (1, 1)).diff().nonzero().flatten()
+        if (edges[1::2] - edges[::2]).tolist() != self.runs(sizes):
             grids = ", ".join(f"{video.frames} x {video.grid}" for video in sizes)
             raise Unsupported(
-                f"the {len(places)} video tokens of a prompt are not the frames that video_grid_thw tells, {grids}, "
-                "each in a row: the whole video must be in one prefill (chunked prefill cannot be pruned)"
+                f"the {len(places)} video tokens of a prompt do not stand as the videos of video_grid_thw do, {grids} "
+                "tokens, in this order: the whole video must be in one prefill (chunked prefill cannot be pruned), and "
+                "the text as the processor writes it"
             )
+        tokens = torch.tensor([video.grid.tokens for video in sizes for _ in range(video.frames)])
+        stop = tokens.cumsum(0)
         begins = places[stop - tokens].tolist()
         after = torch.arange(int(places[-1]) + 1, len(input_ids))
         rows = after[~torch.isin(input_ids[after], torch.tensor(self.invisible))]

@@ -3,6 +3,7 @@
 Deepstack: after each of the first layers the decoder adds features of the vision tower to the visual tokens.
 """
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -10,7 +11,11 @@ import torch
 from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 
+from adatp.errors import Unsupported
+from adatp.layout import PromptLayout, VideoSize
 from adatp.models.qwen2_vl import Qwen2VL
+
+_TIME_STAMP = re.compile(r"<\d+\.\d seconds>$")
 
 
 class Qwen3VL(Qwen2VL):
@@ -22,6 +27,22 @@ class Qwen3VL(Qwen2VL):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         self.added_layers = len(self.config.vision_config.deepstack_visual_indexes)
+
+    def runs(self, sizes: Sequence[VideoSize]) -> list[int]:
+        return [video.grid.tokens for video in sizes for _ in range(video.frames)]
+
+    def layout(self, input_ids: Tensor, sizes: Sequence[VideoSize] | None = None) -> PromptLayout | None:
+        layout = super().layout(input_ids, sizes)
+        if layout is not None:
+            # a frame has one marker before it; the first of a video has that of the chat template as well
+            before = (input_ids == self.config.vision_start_token_id).cumsum(0)[torch.tensor(layout.begins)]
+            if any(bool((own.diff() > 1).any()) for own in before.split([video.frames for video in layout.videos])):
+                raise Unsupported("video_grid_thw tells the videos of a prompt in another order than the prompt")
+        return layout
+
+    def clean_question(self, text: str) -> str:
+        """Return the question without the time stamp of the video's first frame, which follows it."""
+        return _TIME_STAMP.sub("", text).strip()
 
     def split_kwargs(
         self, kwargs: dict[str, Any], ids: Sequence[Tensor], padding: Sequence[int]
