@@ -40,6 +40,7 @@ setup(
         "adatp": ["py.typed"],
         "adatp.evaluation.paper": ["tables.json"],
         "adatp.figures": ["page.html"],
+        "adatp.models": ["published.json"],
         "adatp.small": ["checkpoint/*", "checkpoint/*/*"],
     },
     install_requires=[

@@ -1,90 +1,25 @@
-"""The text configurations of the published sizes, for what follows from shapes alone.
+"""The published sizes of the models, for what follows from shapes alone.
 
-They hold what the cost of a decoder layer depends on. All else, such as the vocabulary, is the default of the class.
+`published.json` holds them. A text configuration has what the cost of a decoder layer depends on. All else, such as the
+vocabulary, is the default of the class. Two values need a word: the `intermediate_size` of Qwen2.5-VL-72B is 29696 in
+the quantized checkpoints, which pad it; that of a mixture of experts belongs to no layer.
+
+`token_side` is the side, in pixels, of the square of a frame that becomes one token. `temporal_patch` is the number of
+the video's own frames in a frame of the decoder.
 """
 
+import json
+from importlib.resources import files
 from typing import Any
 
 from transformers import AutoConfig
 
-from adatp.checks.values import require, text
+from adatp.checks.values import integer, require, text
+from adatp.layout import Grid, VideoSize
 
-_QWEN2_5_7B = {
-    "hidden_size": 3584,
-    "intermediate_size": 18944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-}
-_QWEN3_8B = {
-    "hidden_size": 4096,
-    "intermediate_size": 12288,
-    "num_hidden_layers": 36,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 128,
-}
-TEXT_CONFIGS: dict[str, dict[str, Any]] = {
-    "qwen2.5-vl-3b": {
-        "model_type": "qwen2_5_vl_text",
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-    },
-    "qwen2.5-vl-7b": {"model_type": "qwen2_5_vl_text", **_QWEN2_5_7B},
-    "qwen2.5-vl-72b": {
-        "model_type": "qwen2_5_vl_text",
-        "hidden_size": 8192,
-        "intermediate_size": 29568,  # 29696 in the quantized checkpoints, which pad it
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-    },
-    "qwen3-vl-2b": {
-        "model_type": "qwen3_vl_text",
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 28,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "qwen3-vl-4b": {
-        "model_type": "qwen3_vl_text",
-        "hidden_size": 2560,
-        "intermediate_size": 9728,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "qwen3-vl-8b": {"model_type": "qwen3_vl_text", **_QWEN3_8B},
-    "qwen3-vl-32b": {
-        "model_type": "qwen3_vl_text",
-        "hidden_size": 5120,
-        "intermediate_size": 25600,
-        "num_hidden_layers": 64,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "head_dim": 128,
-    },
-    "qwen3-vl-30b-a3b": {
-        "model_type": "qwen3_vl_moe_text",
-        "hidden_size": 2048,
-        "intermediate_size": 6144,  # of no layer: each is a mixture of experts
-        "num_hidden_layers": 48,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "head_dim": 128,
-        "num_experts": 128,
-        "num_experts_per_tok": 8,
-        "moe_intermediate_size": 768,
-    },
-    "internvl3-8b": {"model_type": "qwen2", **_QWEN2_5_7B},
-    "internvl3.5-8b": {"model_type": "qwen3", **_QWEN3_8B},
-}
+SIDE = 448  # pixels of a frame whose size is not given: a tile of InternVL's, and whole tokens of the others
+_SIZES: dict[str, dict[str, Any]] = json.loads((files(__package__) / "published.json").read_text(encoding="utf-8"))
+TEXT_CONFIGS: dict[str, dict[str, Any]] = {name: size["text_config"] for name, size in _SIZES.items()}
 
 
 def published_text_config(name: str) -> Any:
@@ -93,5 +28,24 @@ def published_text_config(name: str) -> Any:
     Raises:
         InputError: there is no such size.
     """
-    require(text("name", name) in TEXT_CONFIGS, "name", name, f"one of {', '.join(TEXT_CONFIGS)}")
-    return AutoConfig.for_model(**TEXT_CONFIGS[name])
+    return AutoConfig.for_model(**_size(name)["text_config"])
+
+
+def published_video(name: str, frames: int) -> VideoSize:
+    """Return the size of a video, as a published size of the models sees it.
+
+    Args:
+        name: one of `TEXT_CONFIGS`.
+        frames: number of the video's own frames, of `SIDE` x `SIDE` pixels.
+
+    Raises:
+        InputError: there is no such size, or `frames` is below 1.
+    """
+    size, frames = _size(name), integer("frames", frames, least=1)
+    side, patch = SIDE // size["token_side"], size["temporal_patch"]
+    return VideoSize(-(-frames // patch), Grid(side, side), patch)
+
+
+def _size(name: str) -> dict[str, Any]:
+    require(text("name", name) in _SIZES, "name", name, f"one of {', '.join(_SIZES)}")
+    return _SIZES[name]

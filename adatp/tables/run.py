@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
+from adatp.evaluation.published import Prompt
 from adatp.evaluation.session import Answer, Result
 from adatp.flops import Flops
 from adatp.methods import Method
@@ -56,17 +57,19 @@ def print_run(model: str, question: str, clip: Clip, result: Result, notes: list
     _print_flops(console, result.report.flops)
 
 
-def print_flops(model: str, method: Method, flops: Flops, lengths: list[int], visual: int, text_tokens: int) -> None:
+def print_flops(prompt: Prompt, method: Method, flops: Flops, lengths: list[int]) -> None:
     """Print the result of `adatp flops`."""
     console = Console(highlight=False)
+    visual, text_tokens = prompt.visual_tokens, prompt.text_tokens
     console.print(
-        f"[bold]{model}[/], {describe(method)}: {visual} visual + {text_tokens} text tokens"
+        f"[bold]{prompt.model}[/], {describe(method)}: {visual} visual + {text_tokens} text tokens"
         + (
             ", the schedule alone (deduplication, which needs a video, takes it lower)"
             if method.name == "adatp"
             else ""
         )
     )
+    console.print(f"counted: {prompt.describe()}")
     rows = [
         [layers, str(length - text_tokens), f"{(length - text_tokens) / visual:.1%}"]
         for layers, length in _runs(lengths)

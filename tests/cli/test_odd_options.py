@@ -45,7 +45,20 @@ def check(capsys, fixed, option, text):
 def test_flops(capsys):
     fixed = ("flops", "--model=onevision-0.5b", "--json")
     try_options(
-        capsys, fixed, ["--p=", "--last=", "--text-tokens=", "--set=", "--set=first=", "--method=", "--model=", ""]
+        capsys,
+        fixed,
+        [
+            "--frames=",
+            "--grid=",
+            "--p=",
+            "--last=",
+            "--text-tokens=",
+            "--set=",
+            "--set=first=",
+            "--method=",
+            "--model=",
+            "",
+        ],
     )
 
 

@@ -63,7 +63,8 @@ def test_the_wheel_holds_both_packages(tmp_path):
     training = {name for name in sources if name.startswith("adatp/small/training/")}
     assert "adatp/small/training/training.jsonl" in training
     sources -= training
-    assert {"adatp/py.typed", "adatp/evaluation/paper/tables.json", "adatp/figures/page.html"} <= sources <= set(names)
+    data = {"evaluation/paper/tables.json", "figures/page.html", "models/published.json", "py.typed"}
+    assert {f"adatp/{name}" for name in data} <= sources <= set(names)
     assert not training & set(names)
     assert "adatp_kernels/score.py" in names
     assert not any(name.startswith(("kernels/", "tests/", "bench/")) for name in names)

@@ -1,6 +1,7 @@
 """The shapes of the published models in the paper, from which the cost of their prefill follows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from adatp.flops import Flops, prefill_flops
 from adatp.layout import Grid, Videos, VideoSize
@@ -48,12 +49,17 @@ MODEL_SHAPES = {
 }
 
 
+def shape_config(shape: ModelShape) -> Any:
+    """Build the Hugging Face configuration of a published model's language model."""
+    from transformers import Qwen2Config
+
+    return Qwen2Config(**shape.text_config)
+
+
 def shape_flops(shape: ModelShape, method: Method, text_tokens: int) -> tuple[Flops, list[int]]:
     """Compute the FLOPs of a published model under a method's settings, and the tokens at every layer's input.
 
     For AdaTP this is an upper bound, because deduplication depends on the video.
     """
-    from transformers import Qwen2Config
-
     lengths = [count + text_tokens for count in method.counts(shape, shape.layers)]
-    return prefill_flops(Qwen2Config(**shape.text_config), lengths, shape.visual_tokens + text_tokens), lengths
+    return prefill_flops(shape_config(shape), lengths, shape.visual_tokens + text_tokens), lengths
