@@ -134,14 +134,19 @@ def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
         InputError: the question holds a special token.
     """
     refuse_markup("question", question, loaded.processor)
-    inputs = _inputs(loaded.processor, clip.frames, clip.metadata, question)
-    return inputs.to(loaded.model.device, loaded.model.dtype)
+    inputs = _inputs(loaded.processor, clip.frames, clip.metadata, question).to(loaded.model.device)
+    pixels = family_of(loaded.model).pixels
+    inputs[pixels] = inputs[pixels].to(loaded.model.dtype)  # of other numbers, such as times, digits would be lost
+    return inputs
 
 
 def _inputs(processor: Any, frames: np.ndarray, metadata: dict[str, Any], question: str) -> Any:
+    """Return the inputs for a question about sampled frames, of which the processor takes all."""
     conversation = [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question}]}]
     prompt = processor.apply_chat_template(conversation, add_generation_prompt=True)
-    return processor(text=prompt, videos=[frames], video_metadata=[metadata], return_tensors="pt")
+    return processor(
+        text=prompt, videos=[frames], video_metadata=[metadata], do_sample_frames=False, return_tensors="pt"
+    )
 
 
 @torch.inference_mode()
