@@ -68,6 +68,25 @@ class VideoSize:
         """Number of prunable tokens of the video."""
         return self.frames * self.grid.tokens
 
+    def own_frames(self, total: int) -> list[slice]:
+        """Return for each frame the video's own frames that it stands for. The last one may stand for fewer.
+
+        Processors fill an incomplete temporal patch with copies of the last frame.
+
+        Args:
+            total: number of the video's own frames.
+
+        Raises:
+            InputError: so many frames do not make `frames` temporal patches.
+        """
+        begins = range(0, total, self.temporal_patch)
+        if len(begins) != self.frames:
+            raise InputError(
+                f"{total} frames of a video make {len(begins)} frames of {self.temporal_patch} each, but the prompt "
+                f"has {self.frames}: the processor must take all frames as they are"
+            )
+        return [slice(begin, min(begin + self.temporal_patch, total)) for begin in begins]
+
 
 class Videos:
     """Base of the classes that describe a prompt: the sizes of its videos, in order."""

@@ -20,6 +20,19 @@ def test_a_grid_counts_patches_without_newlines():
     assert (Grid(3, 5).tokens, Grid(3, 5).patches) == (15, 15)
 
 
+def test_the_own_frames_of_a_frame():
+    assert VideoSize(3, Grid(2, 3)).own_frames(3) == [slice(0, 1), slice(1, 2), slice(2, 3)]
+    assert VideoSize(2, Grid(2, 3), temporal_patch=2).own_frames(4) == [slice(0, 2), slice(2, 4)]
+    assert VideoSize(2, Grid(2, 3), temporal_patch=2).own_frames(3) == [slice(0, 2), slice(2, 3)]
+    assert VideoSize(1, Grid(2, 3), temporal_patch=4).own_frames(1) == [slice(0, 1)]
+
+
+@pytest.mark.parametrize("total", [0, 2, 5])
+def test_frames_that_a_video_cannot_have(total):
+    with pytest.raises(InputError, match=rf"{total} frames of a video make \d frames of 2 each, but the prompt has 2"):
+        VideoSize(2, Grid(2, 3), temporal_patch=2).own_frames(total)
+
+
 def test_sizes_of_videos_with_different_grids():
     assert (PROMPT.frames, PROMPT.visual_tokens, PROMPT.unit) == (4, 18, 3)
     assert PROMPT.frame_tokens == [6, 6, 3, 3]

@@ -51,6 +51,7 @@ def figures(arguments: argparse.Namespace) -> int:
         from dataclasses import replace
 
         from adatp.evaluation.bias import measure
+        from adatp.figures.overlay import patch_note
         from adatp.figures.page import write_page
 
         options.device_of(arguments)
@@ -69,7 +70,9 @@ def figures(arguments: argparse.Namespace) -> int:
         progress.tell("drawing")
         found = measure(study.attention.scores, study.attention.grid)
         written = _draw(arguments.out, study, found)
-    known = (loaded.note, clip.note, *progress.notes, *study.notes)
+    (size,) = study.attention.videos
+    patches = [f"a frame is a temporal patch; {patch_note(size)}"] if size.temporal_patch > 1 else []
+    known = (loaded.note, clip.note, *patches, *progress.notes, *study.notes)
     study = replace(study, notes=tuple(dict.fromkeys(note for note in known if note)))
     page = arguments.out / "index.html"
     write_page(page, study)
@@ -139,6 +142,7 @@ def _study(
 def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
     """Draw the four PNGs and return their paths."""
     from adatp.figures.drawings import draw_kept, draw_per_frame, draw_per_position, draw_top_tokens
+    from adatp.figures.overlay import first_frames
 
     attention, grid, title = study.attention, study.attention.grid, f"{study.question}  ({study.model}, {study.video})"
     paths = [folder / f"{name}.png" for name in ("attention_per_frame", "attention_per_position", "top_tokens", "kept")]
@@ -148,7 +152,9 @@ def _draw(folder: Path, study: "Study", found: "Biases") -> list[Path]:
     last = len(attention.scores) - 1
     kept = {run.name: run.sample.kept_mask(last).view(-1, *grid.shape).numpy() for run in study.runs.values()}
     what = f"{title}: what enters layer {last}, the last"
-    draw_kept(paths[3], study.clip.frames, kept, what, newlines=grid.newlines)
+    (size,) = attention.videos
+    drawn = study.clip.frames[first_frames(size, len(study.clip.frames))]
+    draw_kept(paths[3], drawn, kept, what, newlines=grid.newlines)
     return paths
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from adatp.layout import VideoSize
 from adatp.report import Sample
 
 COLUMNS = 8
@@ -19,6 +20,21 @@ _WIDTH = 320  # width of a drawn frame, in pixels
 def default_layers(sample: Sample) -> list[int]:
     """Return the layers to draw by default: the first pruned one, and the first with the final count."""
     return sorted({sample.first_cut, sample.kept.index(sample.kept[-1])})
+
+
+def first_frames(size: VideoSize, total: int) -> list[int]:
+    """Return the frame of a video to draw for each frame of the prompt: the first of a temporal patch.
+
+    Args:
+        size: size of the video in the prompt.
+        total: number of the video's own frames.
+    """
+    return [own.start for own in size.own_frames(total)]
+
+
+def patch_note(size: VideoSize) -> str:
+    """Tell which frame of a temporal patch is drawn."""
+    return f"each picture is the first of the {size.temporal_patch} frames of a temporal patch"
 
 
 def veil(frame: np.ndarray, kept: np.ndarray, *, newlines: bool = False) -> np.ndarray:
@@ -43,9 +59,11 @@ def veil(frame: np.ndarray, kept: np.ndarray, *, newlines: bool = False) -> np.n
 def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample: Sample, layers: Sequence[int]) -> None:
     """Draw the frames at the inputs of some layers to a PNG. Significant segments have an orange frame.
 
+    Of a temporal patch, the first frame is drawn, with the time of this frame.
+
     Args:
         path: file to write; ends in .png.
-        frames: `[n, H, W, 3]` uint8.
+        frames: `[n, H, W, 3]` uint8, the video's own.
         times: n times in seconds, one for each frame.
         sample: the tokens that were kept.
         layers: the layers whose inputs to draw.
@@ -53,6 +71,9 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
+    (size,) = sample.videos
+    drawn = first_frames(size, len(frames))
+    frames, times = frames[drawn], [times[i] for i in drawn]
     significant = {i for s in sample.segments if s.significant for i in range(s.start, s.stop)}
     number = {i: k for k, s in enumerate(sample.segments) for i in range(s.start, s.stop)}
     rows = math.ceil(len(frames) / COLUMNS)
@@ -79,6 +100,8 @@ def draw_overlay(path: Path, frames: np.ndarray, times: Sequence[float], sample:
             for spine in axes[i].spines.values():
                 spine.set_color(SIGNIFICANT if i in significant else ORDINARY)
                 spine.set_linewidth(1.6 if i in significant else 0.6)
-    if significant:
-        figure.supxlabel("orange: segments that match the question", fontsize=6)
+    notes = ["orange: segments that match the question"] if significant else []
+    notes += [patch_note(size)] if size.temporal_patch > 1 else []
+    if notes:
+        figure.supxlabel("; ".join(notes), fontsize=6)
     FigureCanvasAgg(figure).print_png(str(path))

@@ -17,6 +17,7 @@ from torch import Tensor
 from adatp.errors import InputError
 from adatp.evaluation import bias
 from adatp.evaluation.bias import Bias
+from adatp.figures.overlay import first_frames
 from adatp.hf.attention_map import AttentionMap
 from adatp.report import Sample
 from adatp.video import Clip
@@ -54,7 +55,7 @@ class Study:
         video: name of the video file.
         question: the question.
         answer: the unpruned model's answer.
-        clip: the frames.
+        clip: the frames; of a temporal patch, the first is shown.
         attention: attention of the unpruned model.
         runs: runs of the methods, by the name that selects the method, in the order of the page.
         notes: notes for the reader on the limits of the results.
@@ -91,6 +92,8 @@ def write_page(path: Path, study: Study) -> None:
 
 def _study(study: Study) -> dict[str, Any]:
     attention, clip = study.attention, study.clip
+    (size,) = attention.videos
+    drawn = first_frames(size, len(clip.frames))
     return {
         "model": study.model,
         "video": {"name": study.video, "duration": clip.duration},
@@ -98,8 +101,8 @@ def _study(study: Study) -> dict[str, Any]:
         "answer": study.answer,
         "notes": list(study.notes),
         "grid": [attention.grid.rows, attention.grid.columns, attention.grid.patch_columns],
-        "times": [round(time, 3) for time in clip.times.tolist()],
-        "frames": _jpegs(clip.frames),
+        "times": [round(time, 3) for time in clip.times[drawn].tolist()],
+        "frames": _jpegs(clip.frames[drawn]),
         "lastFrames": min(bias.LAST_FRAMES, attention.frames),
         "ends": bias.frames_at_ends(attention.frames).tolist(),
         **_attention(attention),

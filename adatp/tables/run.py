@@ -18,12 +18,20 @@ from adatp.video import Clip
 
 
 def run_to_dict(model: str, question: str, clip: Clip, result: Result, notes: list[str]) -> dict[str, Any]:
-    """Convert the result of `adatp run` to JSON-ready values; times in seconds."""
+    """Convert the result of `adatp run` to JSON-ready values; times in seconds.
+
+    Where a frame of the report is a temporal patch of several frames of the clip, `video.patches` has the first of
+    these and the one after the last, for each frame of the report.
+    """
+    video: dict[str, Any] = {"frames": len(clip.frames), "times": clip.times.tolist(), "duration": clip.duration}
+    (size,) = result.report.samples[0].videos
+    if size.temporal_patch > 1:
+        video["patches"] = [[own.start, own.stop] for own in size.own_frames(len(clip.frames))]
     return {
         "model": model,
         "question": question,
         "notes": notes,
-        "video": {"frames": len(clip.frames), "times": clip.times.tolist(), "duration": clip.duration},
+        "video": video,
         "answer": _answer_to_dict(result.pruned),
         "unpruned": None if result.unpruned is None else _answer_to_dict(result.unpruned),
         "report": result.report.to_dict(),
@@ -96,17 +104,20 @@ def _print_layers(sample: Sample) -> None:
 
 def _print_segments(sample: Sample, clip: Clip) -> None:
     head = ("#", "frames", "seconds", "similarity", "significant", "first cut", "last cut")
+    (size,) = sample.videos
+    own = size.own_frames(len(clip.frames))
+    spans = [(own[segment.start].start, own[segment.stop - 1].stop - 1) for segment in sample.segments]
     rows = [
         [
             str(number),
-            f"{segment.start}-{segment.stop - 1}",
-            f"{clip.times[segment.start]:.1f}-{clip.times[segment.stop - 1]:.1f}",
+            f"{first}-{last}",
+            f"{clip.times[first]:.1f}-{clip.times[last]:.1f}",
             "-" if segment.similarity is None else f"{segment.similarity:.3f}",
             "yes" if segment.significant else "",
             str(segment.kept[sample.first_cut]),
             str(segment.kept[-1]),
         ]
-        for number, segment in enumerate(sample.segments)
+        for number, (segment, (first, last)) in enumerate(zip(sample.segments, spans, strict=True))
     ]
     print_table(head, rows, title="Segments", left=0)
 
