@@ -66,7 +66,8 @@ def test_ratio_one_is_the_plain_model_exactly(kind, model, tokenizer, attention)
         expected = model(**inputs).logits, by_generate(model, inputs, 4)[1]
         with adatp.apply(model, tokenizer, EVERYTHING) as pruned:
             found = model(**inputs).logits, by_generate(model, inputs, 4)[1]
-            assert pruned.report.pruned
+            (sample,) = pruned.report.samples
+        assert sample.kept == (sample.visual_tokens,) * 16
         assert all(map(torch.equal, found, expected))
 
 
@@ -114,6 +115,7 @@ CONFIGS = {
     "paper": PLAIN,
     "p=2": adatp.AdaTP(p=2.0, global_debias=False),
     "no local debiasing": adatp.AdaTP(global_debias=False, local_debias=False),
+    "a segment a video": adatp.AdaTP(tau_s=-1.0, global_debias=False),
     "no segments": adatp.AdaTP(segments=False, global_debias=False, local_debias=False),
     "early and steep": EARLY,
 }
@@ -128,6 +130,15 @@ def frames_of_the_tower(model, inputs):
         means.append([[sum(patch) / (h * w) for patch in zip(*frame, strict=True)] for frame in own.tolist()])
         begin += t * h * w
     return means
+
+
+@torch.no_grad()
+def test_frames_are_the_means_of_their_patches(model, inputs_of):
+    inputs, family = inputs_of(BATCHES["mixed"]), family_of(model)
+    features = model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"], return_dict=True)
+    found = family.frame_features(features, family.sizes(inputs))
+    expected = torch.tensor([frame for frames in frames_of_the_tower(model, inputs) for frame in frames])
+    torch.testing.assert_close(found, expected)
 
 
 @torch.no_grad()
