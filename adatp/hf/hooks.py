@@ -30,6 +30,7 @@ from adatp.hf.setup import Setup
 from adatp.hf.support import (
     CONTINUOUS_BATCHING,
     MARK,
+    brings_video,
     check_gradients,
     check_support,
     is_continued,
@@ -187,8 +188,7 @@ class Hooks:
         call.prefill = None
         input_ids, cache = given.get("input_ids"), given.get("past_key_values")
         encoded = (given.get("mm_encoder_outputs") or {}).get(family.modality)
-        arrives = encoded is not None or given.get(family.pixels) is not None
-        if is_continued(cache, arrives=arrives):
+        if is_continued(cache, arrives=brings_video(family, given, input_ids)):
             # the prompt was pruned before, the new tokens are not; in decoding nothing is read from the device
             if input_ids is not None and input_ids.shape[1] > 1 and call.prompts is None:
                 is_continued(cache, arrives=family.has_video(input_ids))

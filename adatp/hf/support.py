@@ -75,8 +75,8 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
     encoded, pruned = given.get("mm_encoder_outputs") or {}, family.has_video(ids)
     if pruned:
         _check_settings(model, setup.method, given)
-    arrives = pruned and (given.get(family.pixels) is not None or family.modality in encoded)
-    continued = is_continued(cache, arrives=arrives)
+    new = ids if cache is None else ids[:, cache.get_seq_length() :]
+    continued = is_continued(cache, arrives=pruned and brings_video(family, given, new))
     if continued or not pruned:
         return Prepared(ids, continued=continued)
     check_support(setup, cache)
@@ -88,6 +88,20 @@ def prepare(model: Any, setup: Setup, given: dict[str, Any]) -> Prepared:
     # beam search repeats the features in place; a copy keeps those of the caller unchanged
     encoded = {name: copy.copy(value) for name, value in encoded.items()}
     return Prepared(ids, {"mm_encoder_outputs": encoded} if encoded else {}, batch, sizes)
+
+
+def brings_video(family: Family, given: Mapping[str, Any], ids: Tensor | None) -> bool:
+    """Tell whether a call brings the pixels or features of a video. Reads no ids if it brings none of any kind.
+
+    Args:
+        family: the family of the model.
+        given: the arguments of the call by name.
+        ids: `[B, L]` ids that are new in the call; None if they came as embeddings.
+    """
+    encoded = (given.get("mm_encoder_outputs") or {}).get(family.modality)
+    if encoded is None and given.get(family.pixels) is None:
+        return False
+    return family.modality == "video" or ids is None or family.has_video(ids)
 
 
 def is_continued(cache: Any, *, arrives: bool) -> bool:

@@ -26,6 +26,8 @@ DECODE = {"generate": by_generate, "loop": by_loop}
 TILES = Image(8, 16)  # two tiles and the thumbnail
 CUTS = adatp.AdaTP(global_debias=False)  # the first before layer 2
 EVERYTHING = adatp.AdaTP(start_ratio=1.0, end_ratio=1.0, global_debias=False, local_debias=False)
+CONTEXT = "<IMG_CONTEXT>"
+FRAME = f"<img>{CONTEXT * 16}</img>"  # without its name
 METHODS = {"adatp": CUTS, "fastv": adatp.FastV(keep=0.4), "uniform": adatp.Uniform(keep=0.4)}
 ONE = user_turn(Video(7), "What is it?")
 PROMPTS = {
@@ -63,10 +65,6 @@ def qwen2():
     return make_model("internvl")
 
 
-def inputs_of(model, tokenizer, prompts):
-    return make_inputs("internvl", model, tokenizer, prompts)
-
-
 def left_of(sample, mask):
     """For every layer the prompt's tokens that enter it; all of a prompt without a video."""
     padding = int((mask == 0).sum())
@@ -82,7 +80,7 @@ def one_ids(tokenizer, *parts):
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_ratio_1_is_the_plain_model(kind, tokenizer, attention):
     model = make_model(kind, attention)
-    inputs = inputs_of(model, tokenizer, [user_turn(TILES, Video(5), "Why?")])
+    inputs = make_inputs("internvl", model, tokenizer, [user_turn(TILES, Video(5), "Why?")])
     expected = by_generate(model, inputs, STEPS)[1]
     with adatp.apply(model, tokenizer, EVERYTHING) as pruned:
         assert torch.equal(by_generate(model, inputs, STEPS)[1], expected)
@@ -93,7 +91,7 @@ def test_ratio_1_is_the_plain_model(kind, tokenizer, attention):
 @pytest.mark.parametrize("follow", DECODE)
 @pytest.mark.parametrize("method", METHODS)
 def test_decodes_as_the_recomputation(model, tokenizer, method, follow, batch):
-    inputs = inputs_of(model, tokenizer, PROMPTS[batch])
+    inputs = make_inputs("internvl", model, tokenizer, PROMPTS[batch])
     with adatp.apply(model, tokenizer, METHODS[method]) as pruned:
         tokens, logits = DECODE[follow](model, inputs, STEPS)
     renumber = METHODS[method].renumbers
@@ -104,20 +102,12 @@ def test_decodes_as_the_recomputation(model, tokenizer, method, follow, batch):
         torch.testing.assert_close(logits[b], again[-STEPS:], **CLOSE)
 
 
-def test_videos_are_told_from_images(model, tokenizer):
-    inputs = inputs_of(model, tokenizer, PROMPTS["images"])
-    with adatp.apply(model, tokenizer, CUTS) as pruned, torch.no_grad():
-        model(**inputs)
-    frames = [[video.frames for video in sample.videos] for sample in pruned.report.samples]
-    assert frames == [[7, 4], [], [6]]
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("config", [CUTS, adatp.AdaTP(global_debias=False, first=1, last=6, p=1.5, tau_s=0.5)])
 def test_every_layer_keeps_what_the_oracle_keeps(model, tokenizer, config):
     """Of a prompt behind another, with tiles of images before and between its frames."""
     prompts = [user_turn(Image(), Video(3), "Who?"), PROMPTS["images"][0]]
-    inputs = inputs_of(model, tokenizer, prompts)
+    inputs = make_inputs("internvl", model, tokenizer, prompts)
     with adatp.apply(model, tokenizer, config) as pruned:
         model(**inputs)
     sample, ids = pruned.report.samples[1], inputs["input_ids"][1]
@@ -155,7 +145,9 @@ def test_every_layer_keeps_what_the_oracle_keeps(model, tokenizer, config):
 
 
 def test_an_image_alone_is_not_pruned(qwen2, tokenizer):
-    inputs = inputs_of(qwen2, tokenizer, [user_turn(TILES, "Frame2: What?"), user_turn("Frame: ", Image(), "?")])
+    inputs = make_inputs(
+        "internvl", qwen2, tokenizer, [user_turn(TILES, "Frame2: What?"), user_turn("Frame: ", Image(), "?")]
+    )
     expected = by_generate(qwen2, inputs, 4)[1]
     with adatp.apply(qwen2, tokenizer, CUTS) as pruned:
         assert torch.equal(by_generate(qwen2, inputs, 4)[1], expected)
@@ -163,11 +155,11 @@ def test_an_image_alone_is_not_pruned(qwen2, tokenizer):
         assert pruned.report.reason == "no video in the prompt"
 
 
-@pytest.mark.parametrize("beams", [2, 3])
-def test_beams(model, tokenizer, beams):
+def test_beams(model, tokenizer):
     """Every copy of a prompt keeps what the prompt alone keeps; the scores are those of a recomputation."""
-    inputs = inputs_of(model, tokenizer, PROMPTS["images"])
+    inputs = make_inputs("internvl", model, tokenizer, PROMPTS["images"])
     settings = {"max_new_tokens": 8, "do_sample": False, "return_dict_in_generate": True}
+    beams = 2
     with adatp.apply(model, tokenizer, CUTS) as pruned:
         if not encodes_first:
             with pytest.raises(Unsupported, match="copies of a prompt with several frames the wrong frames"):
@@ -192,7 +184,7 @@ def test_beams(model, tokenizer, beams):
 
 
 def test_a_static_cache(model, tokenizer):
-    inputs = inputs_of(model, tokenizer, PROMPTS["images"])
+    inputs = make_inputs("internvl", model, tokenizer, PROMPTS["images"])
     with adatp.apply(model, tokenizer, CUTS):
         _, expected = by_generate(model, inputs, 6)
         _, logits = by_generate(model, inputs, 6, cache_implementation="static", disable_compile=True)
@@ -201,7 +193,7 @@ def test_a_static_cache(model, tokenizer):
 
 @newer
 def test_features_encoded_beforehand(model, tokenizer):
-    inputs = inputs_of(model, tokenizer, PROMPTS["images"])
+    inputs = make_inputs("internvl", model, tokenizer, PROMPTS["images"])
     with adatp.apply(model, tokenizer, CUTS) as pruned, torch.no_grad():
         expected, kept = by_generate(model, inputs, 6)[1], pruned.report.samples[0].kept
         encoded = model.get_image_features(inputs.pop("pixel_values"), return_dict=True)
@@ -213,21 +205,37 @@ def test_features_encoded_beforehand(model, tokenizer):
             by_generate(model, inputs, 6, mm_encoder_outputs={"image": encoded})
 
 
+def test_an_image_may_follow_on_the_kept_cache_but_no_video(model, tokenizer):
+    first, pixels = make_inputs("internvl", model, tokenizer, [ONE]), torch.randn(1, 3, 32, 32)
+    with adatp.apply(model, tokenizer, CUTS) as pruned:
+        output = model.generate(**first, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        more = {"past_key_values": output.past_key_values, "pixel_values": pixels}
+        video, image = (
+            torch.cat([output.sequences, one_ids(tokenizer, "Why? ", part, "So?")], 1) for part in (Video(1), Image())
+        )
+        with pytest.raises(Unsupported, match="cannot be pruned if the cache already holds tokens"):
+            model.generate(video, **more)
+        inputs = {"input_ids": image, "attention_mask": torch.ones_like(image)}
+        tokens, logits = by_generate(model, inputs, 4, **more)
+        kept = left_of(pruned.report.samples[0], first["attention_mask"][0])
+    kept = [torch.cat([own, torch.arange(first["input_ids"].shape[1], image.shape[1])]) for own in kept]
+    inputs["pixel_values"] = torch.cat([first["pixel_values"], pixels])
+    again = recompute(model, inputs, 0, tokens[0, :-1], kept)
+    torch.testing.assert_close(logits[0], again[-4:], **CLOSE)
+
+
 def test_bf16(kind, tokenizer):
     model = make_model(kind).to(torch.bfloat16)
-    inputs = inputs_of(model, tokenizer, PROMPTS["images"])
+    inputs = make_inputs("internvl", model, tokenizer, PROMPTS["images"])
     with adatp.apply(model, tokenizer, CUTS) as pruned:
         _, logits = by_generate(model, inputs, 4)
         assert logits.isfinite().all()
         assert pruned.report.samples[0].kept[-1] < pruned.report.samples[0].kept[0]
 
 
-# The prompt
-
-
 def test_is_video_marks_the_frames_only(qwen2, tokenizer):
     family = family_of(qwen2, tokenizer)
-    ids = inputs_of(qwen2, tokenizer, PROMPTS["images"])["input_ids"]
+    ids = make_inputs("internvl", qwen2, tokenizer, PROMPTS["images"])["input_ids"]
     marked = family.is_video(ids)
     assert marked.shape == ids.shape
     assert marked.sum(1).tolist() == [11 * 16, 0, 6 * 16]
@@ -236,6 +244,7 @@ def test_is_video_marks_the_frames_only(qwen2, tokenizer):
         assert torch.equal(family.is_video(row), own)
         assert family.has_video(row[None]) is bool(own.any())
     layout = family.layout(ids[0])
+    assert [video.frames for video in layout.videos] == [7, 4]
     assert torch.equal(layout.visual, marked[0].nonzero()[:, 0])
     assert tokenizer.decode(ids[0][layout.rows]) == "\n\nWhat?<|im_end|>\n<|im_start|>assistant\n"
 
@@ -245,6 +254,16 @@ def test_an_image_that_is_named_by_hand_is_a_frame(qwen2, tokenizer):
     family = family_of(qwen2, tokenizer)
     ids = one_ids(tokenizer, "Frame1: ", Image(), "Frame2: ", Image(), "Frame1: ", Image(), "What?")[0]
     assert [video.frames for video in family.layout(ids).videos] == [2, 1]
+    assert family.layout(one_ids(tokenizer, "1", Video(101), "What?")[0]).frames == 101, "long names"
+    ids = tokenizer(f"Frame1: x{CONTEXT * 16}</img>\nFrame1: <img>x{CONTEXT * 16}", return_tensors="pt").input_ids
+    assert not family.has_video(ids), "a name stands right before <img>, and that right before the placeholders"
+
+
+@torch.no_grad()
+def test_the_feature_of_a_frame_is_the_mean_of_its_patches(qwen2):
+    encoded = qwen2.get_image_features(torch.randn(3, 3, 32, 32), return_dict=True)
+    features = family_of(qwen2).frame_features(encoded, None)
+    torch.testing.assert_close(features, encoded.last_hidden_state[:, 1:].sum(1) / 64)
 
 
 @pytest.mark.parametrize(
@@ -262,12 +281,6 @@ def test_the_question(qwen2, tokenizer, parts, question):
     family = family_of(qwen2, tokenizer)
     ids = one_ids(tokenizer, "<|im_start|>system\nBe brief.<|im_end|>\n", *user_turn(*parts))[0]
     assert family.question(ids, family.layout(ids), tokenizer) == question
-
-
-# Bad input
-
-FRAME = write("internvl", Video(1)).removeprefix("Frame1: ").strip()  # without its name
-CONTEXT = "<IMG_CONTEXT>"
 
 
 @pytest.mark.parametrize(
@@ -288,14 +301,8 @@ def test_part_of_a_video(qwen2, tokenizer, text, message):
                 run(input_ids=ids, pixel_values=torch.randn(1, 3, 32, 32))
 
 
-def test_nothing_after_the_video(qwen2, tokenizer):
-    ids = tokenizer(f"Frame1: {FRAME}", return_tensors="pt").input_ids
-    with adatp.apply(qwen2, tokenizer, CUTS), pytest.raises(Unsupported, match="no text after its video"):
-        qwen2.generate(input_ids=ids, pixel_values=torch.randn(1, 3, 32, 32))
-
-
 def test_inputs_embeds_do_not_tell_frames_from_images(qwen2, tokenizer):
-    inputs = inputs_of(qwen2, tokenizer, [ONE])
+    inputs = make_inputs("internvl", qwen2, tokenizer, [ONE])
     ids = inputs.pop("input_ids")
     embeds = qwen2.get_input_embeddings()(ids).detach()
     with adatp.apply(qwen2, tokenizer, CUTS) as pruned, torch.no_grad():
@@ -309,7 +316,7 @@ def test_inputs_embeds_do_not_tell_frames_from_images(qwen2, tokenizer):
 def test_the_tokenizer_is_needed(qwen2, tokenizer):
     with pytest.raises(Unsupported, match="processor is needed to find the frames of a video"):
         adatp.apply(qwen2, method="fastv")
-    inputs = inputs_of(qwen2, tokenizer, [ONE])
+    inputs = make_inputs("internvl", qwen2, tokenizer, [ONE])
     with pytest.raises(Unsupported, match="processor is needed to find the frames of a video"):
         visual_attention(qwen2, inputs)
     assert visual_attention(qwen2, inputs, tokenizer).scores.shape == (16, 7, 16)
