@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from adatp import __version__
-from adatp.cli import ablate, compare, convert, demo, figures, flops, run, study, tables, world
+from adatp.cli import ablate, calibrate, compare, convert, demo, figures, flops, run, study, tables, world
 from adatp.errors import InputError
 
-COMMANDS = (demo, run, compare, study, figures, tables, ablate, world, flops, convert)
+COMMANDS = (demo, run, compare, study, figures, tables, ablate, calibrate, world, flops, convert)
 _REPORTED = ("torch", "transformers", "tokenizers", "av")  # packages whose versions a report of a bug should name
 
 

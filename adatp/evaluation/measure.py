@@ -15,7 +15,7 @@ from adatp.hf.stopwatch import Stopwatch
 from adatp.methods import AdaTP, Method
 from adatp.models import family_of
 from adatp.pruning import Pruned, apply
-from adatp.relevance import NoRelevanceWarning
+from adatp.relevance import NoRelevanceWarning, Relevance
 from adatp.report import PruningReport
 from adatp.video import Clip
 from adatp_kernels.dispatch import Impl
@@ -44,13 +44,38 @@ class EncodedClip:
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             return inputs
         family = family_of(model)
-        encode = getattr(model, f"get_{family.modality}_features")
-        given = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
         if self._features is None:
-            kept = family.encoder_kwargs(attention=family.offers_attention)  # whatever any method may read
-            self._features = encode(**given, **kept, return_dict=True)
+            self._features = _encode(model, inputs)
         del inputs[family.pixels]
         return {**inputs, "mm_encoder_outputs": {family.modality: self._features}}
+
+
+def _encode(model: Any, inputs: Mapping[str, Any]) -> Any:
+    """Return the model's output for the videos of a prompt, with whatever any method may read."""
+    family = family_of(model)
+    encode = getattr(model, f"get_{family.modality}_features")
+    given = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
+    kept = family.encoder_kwargs(attention=family.offers_attention)
+    return encode(**given, **kept, return_dict=True)
+
+
+@torch.inference_mode()
+def frame_features(loaded: Loaded, clip: Clip) -> Tensor:
+    """Compute `[n, D]` on the host, the features by which AdaTP compares the frames of a clip.
+
+    A frame is one of the decoder's: where the model joins several frames of the clip, a temporal patch.
+
+    Args:
+        loaded: the model, as `with_relevance` returns it.
+        clip: the sampled frames.
+    """
+    family, inputs = family_of(loaded.model), inputs_of(loaded, clip, "?")
+    encoded = _encode(loaded.model, inputs)
+    if not isinstance(loaded.relevance, Relevance):
+        return family.frame_features(encoded, family.sizes(inputs)).cpu()
+    states = family.tower_states(encoded)
+    features: Tensor = loaded.relevance.to(states.device)(states)
+    return features.cpu()
 
 
 class Measured(NamedTuple):

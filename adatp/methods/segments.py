@@ -7,6 +7,19 @@ import torch
 from torch import Tensor
 
 
+def adjacent_cosines(features: Tensor) -> Tensor:
+    """Compute `[n - 1]` float64, the cosine similarity of every frame and the next one.
+
+    Args:
+        features: `[n, D]` one feature per frame, any floating dtype.
+    """
+    features = features.double()
+    square = features.square().sum(-1)
+    # the root of a product, not the product of roots: then equal frames have a cosine of exactly 1
+    norms = (square[:-1] * square[1:]).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
+    return (features[:-1] * features[1:]).sum(-1) / norms
+
+
 def partition(features: Tensor, tau_s: float, videos: Sequence[int] = ()) -> Tensor:
     """Group frames into segments: adjacent frames share one iff their cosine similarity is at least `tau_s`.
 
@@ -19,11 +32,7 @@ def partition(features: Tensor, tau_s: float, videos: Sequence[int] = ()) -> Ten
     Returns:
         `[n]` int64 segment of every frame, counted from 0.
     """
-    features = features.double()
-    square = features.square().sum(-1)
-    # the root of a product, not the product of roots: then equal frames have a cosine of exactly 1
-    norms = (square[:-1] * square[1:]).sqrt().clamp(min=torch.finfo(torch.float64).tiny)
-    similar = (features[:-1] * features[1:]).sum(-1) / norms >= tau_s
+    similar = adjacent_cosines(features) >= tau_s
     for first in list(accumulate(videos))[:-1]:
         similar[first - 1] = False
     return torch.nn.functional.pad((~similar).long().cumsum(0), (1, 0))

@@ -126,6 +126,19 @@ def test_compare(capsys, saved, numbered):
     assert "do not offer" in visionzip["refused"]
 
 
+def test_calibrate(capsys, saved, numbered):
+    folder, stub = saved
+    code, out, err = run(capsys, "calibrate", numbered, "--model", folder, "--frames", FRAMES, "--json")
+    assert code == 0, err
+    found = json.loads(out)
+    (video,) = found["videos"]
+    assert (found["features"], video["frames"]) == ("tower", len(patches(stub)))
+    for entry in video["segments"][-2:]:
+        settings = ("--set", f"tau_s={entry['tau_s']!r}", "--max-new-tokens", 1, "--json")
+        _, out, _ = run(capsys, *arguments(saved, numbered), *settings)
+        assert len(json.loads(out)["report"]["samples"][0]["segments"]) == entry["segments"]
+
+
 def test_figures(capsys, saved, numbered, tmp_path):
     pytest.importorskip("matplotlib")
     given = arguments(saved, numbered, "figures")

@@ -62,7 +62,7 @@ def test_flops(capsys):
     )
 
 
-@pytest.mark.parametrize("command", ["run", "compare", "figures", "demo", "study", "world", "ablate"])
+@pytest.mark.parametrize("command", ["run", "compare", "figures", "demo", "study", "world", "ablate", "calibrate"])
 def test_options_before_anything_is_loaded(capsys, command, tmp_path, monkeypatch):
     """The video, the question set and the model are not there, so that nothing runs for long."""
     monkeypatch.chdir(tmp_path)
@@ -76,6 +76,7 @@ def test_options_before_anything_is_loaded(capsys, command, tmp_path, monkeypatc
         "demo": (nowhere, ["--clip=", "--p="]),
         "study": (nowhere, ["--clips=", "--questions="]),
         "world": (("file", "--clips", "1"), ["--clips=", "--questions=", "--split="]),
+        "calibrate": (("/nowhere.mp4", *nowhere), ["--frames=", "--segments=", "--device=", "--max-pixels="]),
         "ablate": (("/nowhere.json", *nowhere), ["--p=", "--table=", "--frames="]),
     }[command]
     try_options(capsys, (command, *fixed), options)

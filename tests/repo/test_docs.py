@@ -268,7 +268,19 @@ def test_every_make_target_exists():
 
 
 def test_every_option_exists(capsys):
-    for command in ("demo", "run", "flops", "convert", "compare", "figures", "tables", "ablate", "study", "world"):
+    for command in (
+        "demo",
+        "run",
+        "flops",
+        "convert",
+        "compare",
+        "figures",
+        "tables",
+        "ablate",
+        "calibrate",
+        "study",
+        "world",
+    ):
         line = " ".join(re.findall(rf"^adatp {command} ([^#\n]*)", TEXT, re.MULTILINE))
         assert line
         with pytest.raises(SystemExit):
