@@ -195,7 +195,8 @@ def _ask(
     length = answer_length(loaded.processor.tokenizer, asked.answer)
     said, report = answer(loaded, inputs, method, flops=flops, tokens=length, choices=asked.options, impl=impl)
     if report is None:
-        layout = family_of(loaded.model, tokenizer_of(loaded.processor)).layout(inputs["input_ids"][0].cpu())
+        family = family_of(loaded.model, tokenizer_of(loaded.processor))
+        layout = family.layout(inputs["input_ids"][0].cpu(), family.sizes(inputs))
         assert layout is not None, "every question is about a video"
         cost, kept = 1.0, layout.visual_tokens
     else:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from adatp.evaluation.session import Loaded, generate, inputs_of
+from adatp.hf.features import SEEN, see_again
 from adatp.hf.stopwatch import Stopwatch
 from adatp.methods import AdaTP, Method
 from adatp.models import family_of
 from adatp.pruning import Pruned, apply
-from adatp.relevance import NoRelevanceWarning, Relevance
+from adatp.relevance import NoRelevanceWarning, Relevance, SecondTower
 from adatp.report import PruningReport
 from adatp.video import Clip
 from adatp_kernels.dispatch import Impl
@@ -45,18 +46,20 @@ class EncodedClip:
             return inputs
         family = family_of(model)
         if self._features is None:
-            self._features = _encode(model, inputs)
+            self._features = _encode(self._loaded, inputs)
         del inputs[family.pixels]
         return {**inputs, "mm_encoder_outputs": {family.modality: self._features}}
 
 
-def _encode(model: Any, inputs: Mapping[str, Any]) -> Any:
+def _encode(loaded: Loaded, inputs: Mapping[str, Any]) -> Any:
     """Return the model's output for the videos of a prompt, with whatever any method may read."""
-    family = family_of(model)
-    encode = getattr(model, f"get_{family.modality}_features")
+    family = family_of(loaded.model)
+    encode = getattr(loaded.model, f"get_{family.modality}_features")
     given = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
     kept = family.encoder_kwargs(attention=family.offers_attention)
-    return encode(**given, **kept, return_dict=True)
+    encoded = encode(**given, **kept, return_dict=True)
+    see_again(family, loaded.relevance, given, encoded)
+    return encoded
 
 
 @torch.inference_mode()
@@ -70,7 +73,10 @@ def frame_features(loaded: Loaded, clip: Clip) -> Tensor:
         clip: the sampled frames.
     """
     family, inputs = family_of(loaded.model), inputs_of(loaded, clip, "?")
-    encoded = _encode(loaded.model, inputs)
+    encoded = _encode(loaded, inputs)
+    if isinstance(loaded.relevance, SecondTower):
+        seen: Tensor = encoded[SEEN]
+        return seen.cpu()
     if not isinstance(loaded.relevance, Relevance):
         return family.frame_features(encoded, family.sizes(inputs)).cpu()
     states = family.tower_states(encoded)

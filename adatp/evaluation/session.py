@@ -135,8 +135,9 @@ def inputs_of(loaded: Loaded, clip: Clip, question: str) -> Any:
     """
     refuse_markup("question", question, loaded.processor)
     inputs = _inputs(loaded.processor, clip.frames, clip.metadata, question).to(loaded.model.device)
-    pixels = family_of(loaded.model).pixels
-    inputs[pixels] = inputs[pixels].to(loaded.model.dtype)  # of other numbers, such as times, digits would be lost
+    for name in list(inputs):
+        if name.startswith("pixel_values"):  # of other numbers, such as times, digits would be lost
+            inputs[name] = inputs[name].to(loaded.model.dtype)
     return inputs
 
 

@@ -166,10 +166,11 @@ class BatchPrefill:
     @torch.no_grad()
     def _prunings(self, side: SideStream) -> Iterator[Pruning]:
         """Yield the pruning of each prompt. Its frames are compared and grouped while its first layers run."""
+        family = self._setup.family
         if self.encoded is None:
             raise Unsupported(
-                "the prompt holds a video but no video features came with it: pass pixel_values_videos, or pass the "
-                "output of get_video_features as mm_encoder_outputs, and the whole prompt at once (chunked prefill "
+                f"the prompt holds a video but no features came with it: pass {family.pixels}, or pass the output of "
+                f"get_{family.modality}_features as mm_encoder_outputs, and the whole prompt at once (chunked prefill "
                 "cannot be pruned). transformers gives an assistant model no video: apply the method to the assisted "
                 "model only"
             )

@@ -1,8 +1,7 @@
 """The features that a method reads from the vision tower and from the question, for every prompt of a batch."""
 
-import inspect
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
+from adatp.models.family import Family
 from adatp.relevance import UNCALIBRATED, NoRelevanceWarning, SecondTower, similarity
 from adatp.tensors.transfer import send
 from adatp_kernels.score import score
@@ -81,7 +81,7 @@ def comparable(setup: Setup, batch: Batch, questions: Questions) -> tuple[Questi
         NoRelevanceWarning: a prompt with a video has no question.
     """
     if not setup.method.wants_question:
-        return None, []
+        return None, [UNCALIBRATED] if setup.method.wants_frames and setup.relevance is None else []
     if setup.questions is None or questions is None:
         return None, [
             f"no aligned text encoder: every segment gets the same ratio (no global debiasing), and {UNCALIBRATED}"
@@ -95,13 +95,17 @@ def comparable(setup: Setup, batch: Batch, questions: Questions) -> tuple[Questi
 
 
 @torch.no_grad()
-def see_again(
-    setup: Setup, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], encoded: Any
-) -> None:
-    """Let a second tower see the frames, and add its features to those that `encode` has returned for its arguments."""
-    if isinstance(setup.relevance, SecondTower) and isinstance(encoded, Mapping):
-        given = inspect.signature(encode).bind_partial(*args, **kwargs).arguments
-        encoded[SEEN] = torch.cat([setup.relevance(video) for video in setup.family.pictures(given)])  # type: ignore[index]
+def see_again(family: Family, relevance: Any, given: Mapping[str, Any], encoded: Any) -> None:
+    """Let a second tower see the frames, and add its features to those of the first; without one, do nothing.
+
+    Args:
+        family: the model, as its family.
+        relevance: the aligned SigLIP, or None.
+        given: the arguments of `get_video_features`.
+        encoded: its output.
+    """
+    if isinstance(relevance, SecondTower) and isinstance(encoded, dict):
+        encoded[SEEN] = torch.cat([relevance(video) for video in family.pictures(given)])
 
 
 def read_features(setup: Setup, batch: Batch, encoded: Any, questions: Questions, side: SideStream) -> list[Features]:

@@ -218,7 +218,8 @@ class Hooks:
     def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kept = self._setup.family.encoder_kwargs(attention=self._setup.wants_tower)
         encoded = encode(*args, **{**kept, **kwargs})
-        see_again(self._setup, encode, args, kwargs, encoded)
+        given = inspect.signature(encode).bind_partial(*args, **kwargs).arguments
+        see_again(self._setup.family, self._setup.relevance, given, encoded)
         self._hand_over(encoded)
         return encoded
 

@@ -2,7 +2,7 @@
 
 For the first frame of a video the processor writes "Frame1: <img>", c placeholders and "</img>". An image has
 the same placeholders, c for each of its tiles. So only the text before it tells a frame from an image: whoever writes
-"Frame1: " before an image makes it a video.
+"Frame1: " before an image makes it a video; if that image has several tiles, it is refused.
 """
 
 import re

@@ -128,7 +128,7 @@ def test_what_the_family_does_not_offer(kind, model, tokenizer, tmp_path):
     with pytest.raises(adatp.Unsupported, match=f"'visionzip'.*{kind} models"):
         adatp.apply(model, tokenizer, "visionzip")
     method = adatp.AdaTP(last=2)
-    with pytest.raises(adatp.Unsupported, match=f"relevance must be None or 'auto' for a {kind} model"):
+    with pytest.raises(ValueError, match="processor must be the model's processor, whose image_mean"):
         adatp.apply(model, tokenizer, method, relevance=tmp_path)
     with pytest.raises(adatp.Unsupported, match=f"{type(model).__name__} itself, got a {type(model.model).__name__}"):
         adatp.apply(model.model, tokenizer, method)
