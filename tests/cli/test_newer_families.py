@@ -7,7 +7,7 @@ import pytest
 import torch
 from numbered_video import write
 from PIL import Image
-from small_models import KINDS, make_model
+from small_models import KINDS, make_model, make_siglip
 from small_prompts import make_tokenizer
 from stub_processor import StubProcessor
 from transformers.utils import is_torchvision_available
@@ -137,6 +137,24 @@ def test_calibrate(capsys, saved, numbered):
         settings = ("--set", f"tau_s={entry['tau_s']!r}", "--max-new-tokens", 1, "--json")
         _, out, _ = run(capsys, *arguments(saved, numbered), *settings)
         assert len(json.loads(out)["report"]["samples"][0]["segments"]) == entry["segments"]
+
+
+def test_a_second_tower(capsys, saved, numbered, tmp_path):
+    for part in make_siglip():
+        part.save_pretrained(tmp_path / "siglip")
+    folder, stub = saved
+    second = ("--relevance", tmp_path / "siglip", "--json")
+    code, out, err = run(capsys, *arguments(saved, numbered), *second, "--max-new-tokens", 1)
+    assert code == 0, err
+    result = json.loads(out)
+    assert len(result["report"]["samples"][0]["similarity"]) == len(patches(stub))
+    assert result["answer"]["seconds"]["relevance"] > 0
+    code, out, err = run(capsys, *arguments(saved, numbered, "compare"), *second, "--methods", "adatp", "--repeat", 1)
+    assert code == 0, err
+    assert json.loads(out)["methods"][1]["refused"] is None
+    code, out, err = run(capsys, "calibrate", numbered, "--model", folder, "--frames", FRAMES, *second)
+    assert code == 0, err
+    assert json.loads(out)["features"] == "siglip"
 
 
 def test_figures(capsys, saved, numbered, tmp_path):

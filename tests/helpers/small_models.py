@@ -5,6 +5,8 @@ import torch
 import transformers
 from small_prompts import make_tokenizer
 
+from adatp.small.untrained import byte_tokenizer, load_untrained
+
 KINDS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "internvl", "internvl-qwen3")
 WIDTH, TOWER_WIDTH, PATCH = 64, 32, 4
 QWEN_CLASSES = {
@@ -30,6 +32,17 @@ def make_model(kind: str, attention: str = "sdpa", layers: int = 16, seed: int =
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
+
+
+def make_siglip():
+    """A SigLIP of 28 x 28 pixels that can stand beside any model, and its tokenizer."""
+    like = load_untrained(image_size=28, layers=15).relevance.text_model.config
+    vision = {"image_size": 28, "patch_size": 14, "hidden_size": 64, "intermediate_size": 64}
+    vision |= {"num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = transformers.SiglipConfig(text_config=like.to_dict(), vision_config=vision)
+        return transformers.SiglipModel(config).eval(), byte_tokenizer("right")
 
 
 def _class(name: str):

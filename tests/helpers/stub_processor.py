@@ -1,5 +1,6 @@
 """A processor for the small models of the newer families, where torchvision, which the real ones need, is not there."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class StubProcessor:
         self.kind = kind
         self.tokenizer = make_tokenizer(kind)
         self.calls: list[dict[str, Any]] = []
+        self.video_processor = SimpleNamespace(image_mean=[0.5] * 3, image_std=[0.5] * 3)
         internvl = kind.startswith("internvl")
         self.image_token, self.video_token = ("<IMG_CONTEXT>", "<video>") if internvl else _PADS
 

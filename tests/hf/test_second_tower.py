@@ -6,14 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from decoding import by_generate
-from small_models import make_model
+from small_models import make_model, make_siglip
 from small_prompts import Video, make_inputs, make_tokenizer, user_turn
-from transformers import SiglipConfig, SiglipModel
 
 import adatp
 from adatp.models import family_of
 from adatp.relevance import similarity
-from adatp.small.untrained import byte_tokenizer, load_untrained
+from adatp.small.untrained import load_untrained
 
 MEAN, STD = [0.4, 0.45, 0.5], [0.25, 0.3, 0.2]
 QUESTION = "What is it?"
@@ -21,12 +20,7 @@ QUESTION = "What is it?"
 
 @pytest.fixture(scope="module")
 def siglip():
-    """A SigLIP of 28 x 28 pixels, and its tokenizer."""
-    like = load_untrained(image_size=28, layers=15).relevance
-    text, vision = like.text_model.config.to_dict(), {"image_size": 28, "patch_size": 14, "hidden_size": 64}
-    vision |= {"intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    torch.manual_seed(0)
-    return SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval(), byte_tokenizer("right")
+    return make_siglip()
 
 
 @pytest.fixture(scope="module")
