@@ -20,7 +20,7 @@ from adatp.models import families, family_of
 from adatp.models.family import Family
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "adding-a-family.md"
-TOY = DOCUMENT.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
+TOY = DOCUMENT.read_text(encoding="utf-8").split("```py\n")[1].split("```")[0]
 FRAMES = 6
 TOKENS = 5
 
