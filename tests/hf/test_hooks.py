@@ -424,7 +424,9 @@ class TestRefusals:
         config = Qwen2Config(
             hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8
         )
-        with pytest.raises(TypeError, match=r"Qwen2ForCausalLM.*supported are: internvl, llava_onevision, llava_video, "):
+        with pytest.raises(
+            TypeError, match=r"Qwen2ForCausalLM.*supported are: internvl, llava_onevision, llava_video, "
+        ):
             adatp.apply(Qwen2ForCausalLM(config))
 
     def test_too_few_layers(self):

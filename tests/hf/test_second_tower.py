@@ -8,6 +8,7 @@ import torch
 from decoding import by_generate
 from small_models import make_model, make_siglip
 from small_prompts import Video, make_inputs, make_tokenizer, user_turn
+from transformers.utils import is_torchvision_available
 
 import adatp
 from adatp.models import family_of
@@ -74,6 +75,21 @@ def test_pictures_are_those_that_the_processor_was_given(kind, model):
     given = {"pixel_values_videos": torch.cat(patches), "video_grid_thw": torch.stack(grids)}
     pictures = family_of(model).pictures(given)
     assert all(torch.equal(own, video[::2]) for own, video in zip(pictures, videos, strict=True))
+
+
+@pytest.mark.skipif(not is_torchvision_available(), reason="torchvision is not installed")
+def test_pictures_are_those_of_the_real_processor(kind, model):
+    if not kind.startswith("qwen"):
+        pytest.skip("its pixels are pictures already")
+    from transformers import Qwen2VLVideoProcessor, Qwen3VLVideoProcessor
+
+    real = Qwen3VLVideoProcessor if kind.startswith("qwen3") else Qwen2VLVideoProcessor
+    processor = real(patch_size=4, merge_size=2, temporal_patch_size=2, image_mean=MEAN, image_std=STD)
+    frames = torch.randint(0, 256, (5, 3, 16, 24), dtype=torch.uint8)
+    given = processor(frames, do_resize=False, do_sample_frames=False, return_tensors="pt")
+    (pictures,) = family_of(model).pictures(given)
+    expected = (frames[::2] / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(pictures, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_features_are_those_of_the_siglip_on_the_same_pictures(siglip, tower):
