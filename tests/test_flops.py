@@ -12,6 +12,7 @@ from adatp import flops as flops_module
 from adatp.errors import InputError, UnsupportedType
 from adatp.evaluation.paper.shapes import MODEL_SHAPES, ModelShape, shape_flops
 from adatp.flops import Flops, PrefillCounter, linear_ratio, prefill_flops
+from adatp.layout import Grid, VideoSize
 from adatp.methods import AdaTP
 
 SMALL = {
@@ -243,7 +244,7 @@ def test_lengths_of_the_schedule(layers, last, p):
 
 
 def test_lengths_round_halves_up():
-    video = ModelShape({"num_hidden_layers": 4}, (2,), (1, 5), 0)
+    video = ModelShape({"num_hidden_layers": 4}, (VideoSize(2, Grid(1, 5)),), 0)
     assert AdaTP(start_ratio=0.25, end_ratio=0.25, last=2).counts(video, 4) == [10, 10, 3, 3]
 
 

@@ -61,4 +61,4 @@ def test_a_description_has_what_was_changed():
 def test_the_command_line_knows_all_methods_and_models():
     """It has their names written down, so that it starts without torch."""
     assert tuple(METHODS) == options.METHODS
-    assert tuple(MODEL_SHAPES) == flops.SHAPES
+    assert tuple(MODEL_SHAPES) == flops.PAPER

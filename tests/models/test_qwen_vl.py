@@ -18,6 +18,7 @@ from small_prompts import Image, Video, make_inputs, make_tokenizer, user_turn, 
 import adatp
 from adatp.layout import Grid, VideoSize
 from adatp.models import family_of
+from adatp.relevance import UNCALIBRATED
 
 STEPS = 32
 FIRST, SECOND, IMAGE = Video(7, 8, 12), Video(5, 12, 8, seconds=9.0), Image(4, 8)
@@ -258,13 +259,13 @@ class TestWithoutAnAlignedTextTower:
         assert sample.question is None
         assert not any(segment.significant for segment in sample.segments)
 
-    def test_nothing_is_said_where_nothing_is_compared(self, model, tokenizer, inputs_of):
-        for method in (PLAIN, adatp.FastV()):
+    def test_without_a_comparison_only_tau_s_is_a_note(self, model, tokenizer, inputs_of):
+        for method, notes in ((PLAIN, (UNCALIBRATED,)), (adatp.FastV(), ())):
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 with adatp.apply(model, tokenizer, method) as pruned, torch.no_grad():
                     model(**inputs_of(BATCHES["one"]))
-            assert pruned.report.notes == ()
+            assert pruned.report.notes == notes
 
     def test_a_question_changes_nothing(self, model, tokenizer, inputs_of):
         """As for every family with relevance=None."""
