@@ -55,10 +55,11 @@ def _encode(loaded: Loaded, inputs: Mapping[str, Any]) -> Any:
     """Return the model's output for the videos of a prompt, with whatever any method may read."""
     family = family_of(loaded.model)
     encode = getattr(loaded.model, f"get_{family.modality}_features")
-    given = {name: inputs[name] for name in inspect.signature(encode).parameters if name in inputs}
+    _, *names = inspect.signature(encode).parameters  # the name of the pixels differs between versions
+    given = {name: inputs[name] for name in names if name in inputs}
     kept = family.encoder_kwargs(attention=family.offers_attention)
-    encoded = encode(**given, **kept, return_dict=True)
-    see_again(family, loaded.relevance, given, encoded)
+    encoded = encode(inputs[family.pixels], **given, **kept, return_dict=True)
+    see_again(family, loaded.relevance, {**given, family.pixels: inputs[family.pixels]}, encoded)
     return encoded
 
 
