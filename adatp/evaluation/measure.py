@@ -59,7 +59,7 @@ def _encode(loaded: Loaded, inputs: Mapping[str, Any]) -> Any:
     given = {name: inputs[name] for name in names if name in inputs}
     kept = family.encoder_kwargs(attention=family.offers_attention)
     encoded = encode(inputs[family.pixels], **given, **kept, return_dict=True)
-    see_again(family, loaded.relevance, {**given, family.pixels: inputs[family.pixels]}, encoded)
+    see_again(family, loaded.relevance, encode, (inputs[family.pixels],), given, encoded)
     return encoded
 
 

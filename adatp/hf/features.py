@@ -1,7 +1,8 @@
 """The features that a method reads from the vision tower and from the question, for every prompt of a batch."""
 
+import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -95,16 +96,25 @@ def comparable(setup: Setup, batch: Batch, questions: Questions) -> tuple[Questi
 
 
 @torch.no_grad()
-def see_again(family: Family, relevance: Any, given: Mapping[str, Any], encoded: Any) -> None:
+def see_again(
+    family: Family,
+    relevance: Any,
+    encode: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    encoded: Any,
+) -> None:
     """Let a second tower see the frames, and add its features to those of the first; without one, do nothing.
 
     Args:
         family: the model, as its family.
         relevance: the aligned SigLIP, or None.
-        given: the arguments of `get_video_features`.
+        encode: the method `get_video_features`.
+        args, kwargs: its arguments.
         encoded: its output.
     """
     if isinstance(relevance, SecondTower) and isinstance(encoded, dict):
+        given = inspect.signature(encode).bind_partial(*args, **kwargs).arguments
         encoded[SEEN] = torch.cat([relevance(video) for video in family.pictures(given)])
 
 

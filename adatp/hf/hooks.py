@@ -218,8 +218,7 @@ class Hooks:
     def _encode(self, encode: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kept = self._setup.family.encoder_kwargs(attention=self._setup.wants_tower)
         encoded = encode(*args, **{**kept, **kwargs})
-        given = inspect.signature(encode).bind_partial(*args, **kwargs).arguments
-        see_again(self._setup.family, self._setup.relevance, given, encoded)
+        see_again(self._setup.family, self._setup.relevance, encode, args, kwargs, encoded)
         self._hand_over(encoded)
         return encoded
 

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, Qwen2VLForConditionalGeneration
 
 from adatp.checks.values import require
 from adatp.errors import Unsupported, UnsupportedType
-from adatp.layout import Grid, PromptLayout, VideoSize
+from adatp.layout import Grid, PromptLayout, VideoSize, runs
 from adatp.models.family import Family
 
 
@@ -81,8 +81,7 @@ class Qwen2VL(Family):
                 "video_grid_thw is missing: a prompt holds a video, and its grid tells how many tokens a frame has; "
                 "pass the whole output of the processor"
             )
-        edges = torch.nn.functional.pad(is_video.int(), (1, 1)).diff().nonzero().flatten()
-        if (edges[1::2] - edges[::2]).tolist() != self.runs(sizes):
+        if [stop - begin for begin, stop in runs(is_video)] != self.runs(sizes):
             grids = ", ".join(f"{video.frames} x {video.grid}" for video in sizes)
             raise Unsupported(
                 f"the {len(places)} video tokens of a prompt do not stand as the videos of video_grid_thw do, {grids} "
