@@ -7,9 +7,9 @@ from typing import Any, get_args
 
 from torch import nn
 
-from adatp.checks.values import name_or_path, require, switch, text
+from adatp.checks.values import require, switch, text
 from adatp.engine.scoring import Scoring
-from adatp.errors import CheckpointError, InputError, InputTypeError, Unsupported
+from adatp.errors import InputTypeError, Unsupported
 from adatp.hf.call import Question
 from adatp.hf.compiled_layers import check_compiling
 from adatp.hf.hooks import Hooks
@@ -19,8 +19,8 @@ from adatp.hf.tensor_parallel import average_over_ranks
 from adatp.methods import Method, method_of
 from adatp.methods.method import BeforeDecoder
 from adatp.models import family_of, tokenizer_of
-from adatp.models.family import Family
-from adatp.relevance import UNCALIBRATED, Aligned, NoRelevanceWarning, Questions, Relevance, SecondTower
+from adatp.models.aligned import load_aligned
+from adatp.relevance import UNCALIBRATED, Aligned, NoRelevanceWarning, Questions
 from adatp.report import PruningReport
 from adatp_kernels.dispatch import Impl, resolve
 
@@ -184,7 +184,7 @@ def apply(
         check_compiling(model, family)
     loaded = None
     if method.wants_frames:
-        loaded, missing = _load_relevance(relevance, family, model, processor)
+        loaded, missing = load_aligned(relevance, family, processor, device=family.body.device, dtype=family.body.dtype)
         if missing and method.wants_question:
             warnings.warn(
                 f"{missing}: no segment is significant, all segments keep the same ratio (no global debiasing), and "
@@ -241,55 +241,3 @@ def _check_relevance(relevance: Any) -> None:
     fits = relevance is None or isinstance(relevance, Aligned | str | os.PathLike)
     wanted = "a Relevance, a SecondTower, a checkpoint's name or path, 'auto' or None"
     require(fits, "relevance", relevance, wanted, InputTypeError)
-
-
-def _load_relevance(
-    relevance: Aligned | str | os.PathLike[str] | None, family: Family, model: Any, processor: Any
-) -> tuple[Aligned | None, str]:
-    """Return the aligned SigLIP and ""; or None and the reason why there is none."""
-    if relevance is None:
-        return None, "relevance=None"
-    if family.tower_layers is None:
-        return _second_tower(relevance, family, model, processor)
-    if isinstance(relevance, SecondTower):
-        raise Unsupported(
-            "relevance is a SecondTower, but the model's own tower is a SigLIP: pass its checkpoint's name"
-        )
-    if isinstance(relevance, Relevance):
-        loaded = relevance
-    else:
-        checkpoint = family.siglip if relevance == "auto" else name_or_path("relevance", relevance)
-        if checkpoint is None:
-            return None, "no SigLIP is known for this vision tower"
-        try:
-            loaded = Relevance.from_pretrained(checkpoint, family.tower_layers, device=model.device, dtype=model.dtype)
-        except InputError as error:
-            if relevance != "auto":
-                raise CheckpointError(f"relevance: {error}") from error
-            return None, str(error)
-    if loaded.width != family.tower_width:
-        raise Unsupported(
-            f"relevance must continue the model's vision tower of width {family.tower_width}; "
-            f"this SigLIP's width is {loaded.width}"
-        )
-    return loaded, ""
-
-
-def _second_tower(
-    relevance: Aligned | str | os.PathLike[str], family: Family, model: Any, processor: Any
-) -> tuple[SecondTower | None, str]:
-    """Return a whole SigLIP for a model whose tower is none, and ""; or None and the reason why there is none."""
-    if isinstance(relevance, SecondTower):
-        return relevance, ""
-    if isinstance(relevance, Relevance):
-        raise Unsupported(
-            f"relevance is a Relevance, which continues a SigLIP tower, but a {family.model_type} model has another: "
-            "pass a SecondTower, or a SigLIP checkpoint's name or path"
-        )
-    if relevance == "auto":
-        return None, f"the vision tower of a {family.model_type} model has no aligned text tower"
-    checkpoint = name_or_path("relevance", relevance)
-    try:
-        return SecondTower.from_pretrained(checkpoint, processor, device=model.device, dtype=model.dtype), ""
-    except CheckpointError as error:
-        raise CheckpointError(f"relevance: {error}") from error

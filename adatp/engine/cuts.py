@@ -137,8 +137,13 @@ class Cuts:
         ratios = list(method.cuts(self.layers).values())
         return method.group(ratios, self.layout, self._frames, self._similarity)
 
-    def tokens(self, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tokens:
-        """Return the tokens of the uncut prompt, from `[1, L, D]` hidden states and `[1, L, d]` rotary tables."""
+    def tokens(self, hidden: Tensor, *tables: Tensor) -> Tokens:
+        """Return the tokens of the uncut prompt.
+
+        Args:
+            hidden: `[1, L, D]` hidden states, or `[1, L]` their indices.
+            tables: rotary tables, cos and sin `[1, L, d]`; none with indices.
+        """
         layout, device = self.layout, hidden.device
         begin = send(torch.tensor([layout.begins]), device)  # [1, n]
         position = torch.full((1, layout.length), FIXED, device=device)
@@ -148,8 +153,7 @@ class Cuts:
             position.scatter_(1, (begins[..., None] + within).flatten(1), within.repeat(video.frames)[None])
         return Tokens(
             hidden=hidden,
-            cos=cos,
-            sin=sin,
+            tables=tables,
             position=position,
             origin=torch.arange(layout.length, device=device)[None],
             places=Places(send(self.method.rows(layout), device)[None], self._columns(layout.length), begin),
@@ -176,15 +180,15 @@ class Cuts:
         else:
             keep = self._make_first_cut(tokens, scores)
         width = self._widths[k]
-        tables = () if self.renumbers else (tokens.cos, tokens.sin)
+        tables = () if self.renumbers else tokens.tables
         hidden, position, origin, *moved = compact(
             keep, [width], (tokens.hidden, tokens.position, tokens.origin, *tables), impl=self._scoring.impl
         )
         if not k:  # the host works while the device compacts
             self._places = self._foresee(tokens.places.rows)
-        cos, sin = moved or (tokens.cos[:, :width], tokens.sin[:, :width])
         self.origins[layer] = origin
-        return Tokens(hidden, cos, sin, position, origin, self._places[k].to(hidden.device))
+        tables = tuple(moved) if moved else tuple(table[:, :width] for table in tokens.tables)
+        return Tokens(hidden, tables, position, origin, self._places[k].to(hidden.device))
 
     @torch.no_grad()
     def _scores(self, tokens: Tokens, query: Tensor, key: Tensor, scale: float) -> Tensor:

@@ -31,16 +31,15 @@ class Tokens:
     """The W tokens of the prompt that enter a layer.
 
     Attributes:
-        hidden: `[1, W, D]`.
-        cos, sin: `[1, W, d]` rotary tables of the tokens' original positions.
+        hidden: `[1, W, D]` hidden states; or `[1, W]` their indices, for a caller that moves hidden states itself.
+        tables: rotary tables of the tokens' original positions, cos and sin `[1, W, d]`; empty with indices.
         position: `[1, W]` int64 index of a prunable token within its frame; `FIXED` for a token that always stays.
         origin: `[1, W]` int64 index in the whole prompt.
         places: where the text rows and the prunable tokens are.
     """
 
     hidden: Tensor
-    cos: Tensor
-    sin: Tensor
+    tables: tuple[Tensor, ...]
     position: Tensor
     origin: Tensor
     places: Places
@@ -52,12 +51,11 @@ class Tokens:
     def follow(self, hidden: Tensor) -> "Tokens":
         """Return the same tokens with the output of a layer as their hidden states, all on the output's device."""
         device = hidden.device
-        if device == self.cos.device:
+        if device == self.origin.device:
             return replace(self, hidden=hidden)
         return Tokens(
             hidden,
-            self.cos.to(device),
-            self.sin.to(device),
+            tuple(table.to(device) for table in self.tables),
             self.position.to(device),
             self.origin.to(device),
             self.places.to(device),

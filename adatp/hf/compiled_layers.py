@@ -21,7 +21,7 @@ from adatp.tensors import blocks
 
 BACKEND = "inductor"  # of torch.compile
 
-Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
+Tables = tuple[Tensor, ...]  # rotary, cos and sin
 
 
 def check_compiling(model: nn.Module, family: Family) -> None:

@@ -13,7 +13,7 @@ from adatp.hf.setup import Setup
 from adatp.hf.side_stream import SideStream
 from adatp.tensors.masks import causal_mask
 
-Tables = tuple[Tensor, Tensor]  # rotary, cos and sin
+Tables = tuple[Tensor, ...]  # rotary, cos and sin
 
 
 class PendingScore:
@@ -85,7 +85,7 @@ class PromptPrefill:
         if index >= min(cuts.ratios):
             kwargs = {
                 **kwargs,
-                "position_embeddings": (tokens.cos, tokens.sin),
+                "position_embeddings": tokens.tables,
                 "position_ids": None,  # flash attention takes gaps in them for packed sequences
                 "attention_mask": self._mask,
             }
@@ -111,7 +111,8 @@ class PromptPrefill:
         tokens, family = self._tokens, self._setup.family
         rows = tokens.places.rows[0]
         if self._tables is None or self.cuts.renumbers:
-            self._tables = tokens.cos.index_select(1, rows), tokens.sin.index_select(1, rows)
+            cos, sin = tokens.tables
+            self._tables = cos.index_select(1, rows), sin.index_select(1, rows)
         self._pending.query = family.queries(family.decoder.layers[index], projected, *self._tables, rows=rows)
 
     @torch.no_grad()
@@ -127,7 +128,7 @@ class PromptPrefill:
         assert self._pending is not None
         assert self._tokens is not None
         tokens = self._tokens
-        self._pending.query = project(tokens.hidden, tokens.places.rows[0], (tokens.cos, tokens.sin))
+        self._pending.query = project(tokens.hidden, tokens.places.rows[0], tokens.tables)
 
     def _scores(self, index: int) -> bool:
         return self._pending is not None and self._pending.layer == index
@@ -154,7 +155,7 @@ class PromptPrefill:
     @torch.no_grad()
     def _project_unrun(self, layer: Any, tokens: Tokens) -> tuple[Tensor, Tensor]:
         """Compute queries of the rows that score, and keys, of a layer that has not run yet."""
-        return self._setup.family.project(layer, tokens.hidden, tokens.places.rows[0], tokens.cos, tokens.sin)
+        return self._setup.family.project(layer, tokens.hidden, tokens.places.rows[0], *tokens.tables)
 
     def _taken(self) -> tuple[Tensor, Tensor]:
         """Return queries and keys of the layer that has run."""

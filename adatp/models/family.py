@@ -12,7 +12,7 @@ Every model of a family must have:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +56,23 @@ class Family(DecoderLayers, ABC):
 
     @abstractmethod
     def __init__(self, model: Any) -> None: ...
+
+    @classmethod
+    def of_config(cls, config: Any, tokenizer: Any = None) -> Self:
+        """Return the family of a model whose modules are not those of transformers: it reads prompts, and no more.
+
+        Args:
+            config: the configuration of the model.
+            tokenizer: the model's tokenizer; None if it is not known.
+        """
+        family = cls.__new__(cls)
+        family.read_config(config)
+        family.tokenizer = tokenizer
+        return family
+
+    def read_config(self, config: Any) -> None:
+        """Set the attributes that the configuration of a model tells."""
+        self.config = config
 
     @classmethod
     @abstractmethod

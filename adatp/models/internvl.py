@@ -36,14 +36,17 @@ class InternVL(Family):
                 f"model must be the InternVLForConditionalGeneration itself, got a {type(model).__name__}; "
                 "unwrap it first"
             )
-        self.config = model.config
+        self.read_config(model.config)
         self.body = model.model
         self.decoder = model.model.language_model
         self.tower = [model.model.vision_tower, model.model.multi_modal_projector]
         if not self.is_like_llama:
             decoder = self.config.text_config.model_type
             raise UnsupportedType(f"model must have a decoder like Qwen2, Qwen3 or Llama, got {decoder!r}")
-        vision, ratio = self.config.vision_config, self.config.downsample_ratio
+
+    def read_config(self, config: Any) -> None:
+        super().read_config(config)
+        vision, ratio = config.vision_config, config.downsample_ratio
         rows, columns = (size // patch for size, patch in zip(vision.image_size, vision.patch_size, strict=True))
         self.grid = Grid(int(rows * ratio), int(columns * ratio))
 

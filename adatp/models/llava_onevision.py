@@ -39,11 +39,14 @@ class LlavaOnevision(Family):
         decoder = model.config.text_config.model_type
         if decoder != "qwen2":
             raise UnsupportedType(f"model must have a Qwen2 decoder, the only one supported here; got {decoder!r}")
-        self.config = model.config
+        self.read_config(model.config)
         self.body = model.model
         self.decoder = model.model.language_model
         self.tower = [model.model.vision_tower, model.model.multi_modal_projector]
-        vision = self.config.vision_config
+
+    def read_config(self, config: Any) -> None:
+        super().read_config(config)
+        vision = config.vision_config
         side = math.ceil(vision.image_size // vision.patch_size / 2)
         self.grid = Grid(side, side)
 

@@ -246,10 +246,10 @@ class LlavaVideo(LlavaOnevision):
     model_type = "llava_video"
     trailing_tokens = 0
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        vision = self.config.vision_config
-        side = pooled_side(vision.image_size // vision.patch_size, self.config.spatial_pool_mode)
+    def read_config(self, config: Any) -> None:
+        super().read_config(config)
+        vision = config.vision_config
+        side = pooled_side(vision.image_size // vision.patch_size, config.spatial_pool_mode)
         self.grid = Grid(side, side + 1, newlines=True)
 
     @classmethod

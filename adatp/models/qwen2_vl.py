@@ -33,7 +33,7 @@ class Qwen2VL(Family):
             raise UnsupportedType(
                 f"model must be the {self.model_class.__name__} itself, got a {type(model).__name__}; unwrap it first"
             )
-        self.config = model.config
+        self.read_config(model.config)
         self.body = model.model
         self.decoder = model.model.language_model
         self.tower = [model.model.visual]

@@ -24,9 +24,9 @@ class Qwen3VL(Qwen2VL):
     model_type = "qwen3_vl"
     model_class = Qwen3VLForConditionalGeneration
 
-    def __init__(self, model: Any) -> None:
-        super().__init__(model)
-        self.added_layers = len(self.config.vision_config.deepstack_visual_indexes)
+    def read_config(self, config: Any) -> None:
+        super().read_config(config)
+        self.added_layers = len(config.vision_config.deepstack_visual_indexes)
 
     def runs(self, sizes: Sequence[VideoSize]) -> list[int]:
         return [video.grid.tokens for video in sizes for _ in range(video.frames)]

@@ -150,8 +150,8 @@ def test_what_travels_with_a_token_stays_with_it(layout):
         origin = tokens.origin[0]
         assert origin.diff().min() > 0, "order is kept"
         assert torch.equal(tokens.hidden, hidden[:, origin])
-        assert torch.equal(tokens.cos, cos[:, origin])
-        assert torch.equal(tokens.sin, sin[:, origin])
+        assert torch.equal(tokens.tables[0], cos[:, origin])
+        assert torch.equal(tokens.tables[1], sin[:, origin])
         assert torch.equal(tokens.position[0], position[origin])
         assert set(fixed.tolist()) <= set(origin.tolist()), "text and newline always stay"
 
@@ -382,7 +382,7 @@ def test_a_prompt_goes_on_where_its_layers_are(layout):
     assert after.width < moved.width
     assert {
         t.device.type
-        for t in (after.hidden, after.cos, after.position, after.origin, after.places.rows, after.places.begin)
+        for t in (after.hidden, *after.tables, after.position, after.origin, after.places.rows, after.places.begin)
     } == {"meta"}
 
 
