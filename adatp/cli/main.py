@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from adatp import __version__
-from adatp.cli import ablate, calibrate, compare, convert, demo, figures, flops, run, study, tables, world
+from adatp.cli import ablate, calibrate, compare, convert, demo, figures, flops, run, serve, study, tables, world
 from adatp.errors import InputError
 
-COMMANDS = (demo, run, compare, study, figures, tables, ablate, calibrate, world, flops, convert)
+COMMANDS = (demo, run, serve, compare, study, figures, tables, ablate, calibrate, world, flops, convert)
 _REPORTED = ("torch", "transformers", "tokenizers", "av")  # packages whose versions a report of a bug should name
 
 
@@ -34,7 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            arguments = _parser().parse_args(argv)
+            parser = _parser()
+            arguments, rest = parser.parse_known_args(argv)
+            if rest and not hasattr(arguments, "flags"):
+                parser.error(f"unrecognized arguments: {' '.join(rest)}")
+            arguments.flags = rest  # of another program
             debug = arguments.debug
             return int(arguments.command(arguments))
         finally:

@@ -21,7 +21,7 @@ FLOORS = (
     {"evaluation"},
     {"small"},
     {"pruning"},
-    {"hf"},
+    {"hf", "vllm"},
     {"engine", "models"},
     {"report"},
     {"methods"},
@@ -100,14 +100,14 @@ def test_tensor_code_knows_nothing_of_transformers(room):
         assert "transformers" not in packages(imports(path)), path.name
 
 
-def test_hooks_are_registered_in_one_room():
+def test_hooks_are_registered_in_two_rooms():
     registering = {
         room_of(path)
         for path in FILES
         if "training" not in path.parts  # which has a plain model of its own
         and any(name.startswith("register_") and name.endswith("hook") for name in calls(path))
     }
-    assert registering == {"hf"}
+    assert registering == {"hf", "vllm"}
 
 
 def test_evaluation_prints_nothing():

@@ -1,0 +1,33 @@
+"""The entry point that vLLM calls in each of its processes. It registers the pruned models, and does nothing else."""
+
+from typing import Any
+
+from adatp.vllm.arguments import ARCHITECTURES
+from adatp.vllm.version import SUPPORTED, installed
+
+
+def register() -> None:
+    """Register the pruned models, by the names that `hf_overrides` chooses. They are imported when they are chosen."""
+    from vllm import ModelRegistry
+
+    import adatp.models  # noqa: F401  registers LLaVA-Video with transformers
+
+    for family, architecture in ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, f"adatp.vllm.runtime.models.{family}:{architecture}")
+    if installed() in SUPPORTED:  # of another version the models themselves refuse to be imported
+        from vllm.model_executor.models.config import MODELS_CONFIG_MAP
+
+        MODELS_CONFIG_MAP.update(dict.fromkeys(ARCHITECTURES.values(), _Requirements))
+
+
+class _Requirements:
+    """Refuses a server that cannot prune while vLLM reads its configuration, before it starts any process."""
+
+    @staticmethod
+    def verify_and_update_config(vllm_config: Any) -> None:
+        from adatp.vllm.runtime.requirements import check
+
+        check(vllm_config)
+
+    @staticmethod
+    def verify_and_update_model_config(model_config: Any) -> None: ...

@@ -1,0 +1,23 @@
+"""What the engine asks of vLLM's decoder layers, for layers such as those of Qwen2."""
+
+from typing import Any
+
+from torch import Tensor
+
+
+def project(layer: Any, positions: Tensor, hidden: Tensor, residual: Tensor) -> list[Tensor]:
+    """Compute post-rotary queries and keys of the tokens that enter a decoder layer, which does not run.
+
+    Args:
+        layer: the layer.
+        positions: `[tokens]` positions.
+        hidden, residual: `[tokens, D]`, the output of the layer before it.
+
+    Returns:
+        `[tokens, H * d]` queries and `[tokens, G * d]` keys.
+    """
+    normed, _ = layer.input_layernorm(hidden.clone(), residual.clone())  # vLLM's norm works in place
+    attention = layer.self_attn
+    projected, _ = attention.qkv_proj(normed)
+    query, key, _ = projected.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+    return list(attention.rotary_emb(positions, query, key))

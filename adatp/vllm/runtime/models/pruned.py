@@ -1,0 +1,135 @@
+"""What the pruned models have in common."""
+
+from typing import Any
+
+from torch import Tensor
+from vllm.distributed import (
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+    tensor_model_parallel_all_reduce,
+)
+from vllm.forward_context import get_forward_context
+from vllm.logger import init_logger
+from vllm.tokenizers import cached_tokenizer_from_config
+
+from adatp.engine.scoring import Scoring
+from adatp.methods.method import BetweenLayers
+from adatp.models.aligned import load_aligned
+from adatp.relevance import UNCALIBRATED
+from adatp.vllm.plan import Plan
+from adatp.vllm.prompts import family_of_config
+from adatp.vllm.runtime.prefill import PrunedPrefill
+from adatp.vllm.runtime.reports import Reports
+from adatp.vllm.runtime.requirements import check, check_attention
+from adatp.vllm.runtime.riding import pack, unpack
+from adatp.vllm.runtime.stages import Stages
+from adatp.vllm.settings import Settings
+
+logger = init_logger("vllm.adatp")
+
+
+class PrunedModel:
+    """A model of vLLM that prunes. It stands before vLLM's class in the bases of a model.
+
+    Attributes:
+        pruning: the pruning of this model. It is no module, so that vLLM looks for none of its weights.
+    """
+
+    language_model: Any
+    config: Any
+
+    def __init__(self, *, vllm_config: Any, prefix: str = "") -> None:
+        check(vllm_config)
+        super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
+        settings = Settings.read(vllm_config)
+        method = settings.method
+        assert isinstance(method, BetweenLayers)
+        family = family_of_config(vllm_config)
+        decoder = self.language_model.model
+        attentions = [layer.self_attn.attn for layer in decoder.layers]
+        check_attention(attentions[0].attn_backend, vllm_config.compilation_config.cudagraph_mode)
+        self._relevance = [self._load_relevance(settings, family, vllm_config)]  # in a list, it is no submodule
+        if method.wants_question and self._relevance[0] is not None:
+            family.tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+        self._wants_frames = method.wants_frames
+        self._features = 0  # width of a frame's features; known when the first video is encoded
+        plan = Plan(method, len(decoder.layers))
+        self.pruning = PrunedPrefill(
+            family,
+            plan,
+            Stages(plan, attentions),
+            decoder,
+            Scoring(average=_average_over_ranks()),
+            self._relevance[0],
+            Reports(method.name, is_first=get_tensor_model_parallel_rank() == 0),
+        )
+
+    def with_frames(self, embeddings: Tensor, states: Tensor) -> Tensor:
+        """Let the features of frames ride with their embeddings, if the method wants them.
+
+        Args:
+            embeddings: `[n, c, D]`, the tokens of each frame.
+            states: `[n, patches, D']`, the output of the vision tower.
+        """
+        if not self._wants_frames:
+            return embeddings
+        relevance = self._relevance[0]
+        frames = states.float().mean(1) if relevance is None else relevance(states).float()
+        self._features = frames.shape[1]
+        return pack(embeddings, frames)
+
+    def embed_input_ids(self, input_ids: Tensor, multimodal_embeddings: Any = None, **kwargs: Any) -> Tensor:
+        """Embed a step's tokens, and take the features of frames that ride with the videos; see vLLM."""
+        if multimodal_embeddings is not None and len(multimodal_embeddings):
+            width = self.config.get_text_config().hidden_size
+            self.pruning.frames = [self._frames(item, width) for item in multimodal_embeddings]
+            multimodal_embeddings = [item[:, :width] for item in multimodal_embeddings]
+        embedded: Tensor = super().embed_input_ids(input_ids, multimodal_embeddings, **kwargs)  # type: ignore[misc]
+        return embedded
+
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        positions: Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Run the decoder for a step of the server; see vLLM."""
+
+        def stock() -> Any:
+            return super(PrunedModel, self).forward(  # type: ignore[misc]
+                input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
+            )
+
+        if inputs_embeds is None:
+            return stock()
+        return self.pruning.run(get_forward_context(), stock, positions, inputs_embeds)
+
+    def _frames(self, item: Tensor, width: int) -> Tensor | None:
+        """Return the features that ride with one image or video, `[n, F]`; None if there are none."""
+        if item.shape[1] == width:
+            return None
+        tokens = self.pruning.tokens_per_frame
+        frames = len(item) // tokens
+        return unpack(item[: frames * tokens, width:].unflatten(0, (frames, tokens)), self._features)
+
+    def _load_relevance(self, settings: Settings, family: Any, vllm_config: Any) -> Any:
+        if not settings.method.wants_frames:
+            return None
+        device, dtype = vllm_config.device_config.device, vllm_config.model_config.dtype
+        loaded, missing = load_aligned(settings.relevance, family, None, device=device, dtype=dtype)
+        if missing and settings.method.wants_question:
+            logger.warning(
+                "%s: no segment is significant, all segments keep the same ratio (no global debiasing), and %s. Set "
+                "relevance to the path of a SigLIP checkpoint",
+                missing,
+                UNCALIBRATED,
+            )
+        return loaded
+
+
+def _average_over_ranks() -> Any:
+    """Return the function that turns the mean over a rank's heads into the mean over all heads; None for one rank."""
+    ranks = get_tensor_model_parallel_world_size()
+    return None if ranks == 1 else lambda scores: tensor_model_parallel_all_reduce(scores.contiguous()) / ranks

@@ -1,0 +1,67 @@
+"""What a server tells about its pruning: a line in the log for each request, and counters for Prometheus."""
+
+from typing import Any
+
+from prometheus_client import Counter
+from vllm.logger import init_logger
+
+from adatp.engine.cuts import Cuts
+from adatp.engine.samples import cut_sample
+from adatp.flops import linear_ratio
+
+logger = init_logger("vllm.adatp")  # below vLLM's own, so that it appears with vLLM's settings
+
+REQUESTS = Counter("adatp:pruned_prefills", "Prefills that were pruned; a preempted request has several.", ["method"])
+VISUAL = Counter("adatp:visual_tokens", "Visual tokens of the prompts of pruned prefills.", ["method"])
+KEPT = Counter("adatp:kept_visual_tokens", "Visual tokens that entered the last decoder layer.", ["method"])
+SHARE = Counter(
+    "adatp:prefill_flops_share_sum",
+    "Sum over pruned prefills of their share of the unpruned FLOPs (linear layers); divide by the prefills.",
+    ["method"],
+)
+
+
+class Reports:
+    """Counts and logs pruned prefills.
+
+    Args:
+        method: name of the method.
+        is_first: whether this process tells; with tensor parallelism only one of its processes does.
+    """
+
+    def __init__(self, method: str, *, is_first: bool) -> None:
+        self._method = method
+        self._is_first = is_first
+
+    def add(self, request: str, cuts: Cuts, length: int, question: str | None) -> None:
+        """Tell about the finished prefill of a request.
+
+        Args:
+            request: id of the request.
+            cuts: its cuts.
+            length: number of tokens of its prompt.
+            question: the question that its frames were compared with; None if they were not.
+        """
+        if not self._is_first:
+            return
+        sample = cut_sample(cuts, length, question)
+        share = linear_ratio(sample.lengths(), length)
+        counted: list[tuple[Any, float]] = [
+            (REQUESTS, 1),
+            (VISUAL, sample.visual_tokens),
+            (KEPT, sample.kept[-1]),
+            (SHARE, share),
+        ]
+        for counter, value in counted:
+            counter.labels(self._method).inc(value)
+        logger.info(
+            "%s pruned request %s: %d visual tokens -> %d in the last layer, in %d segments (%d significant); "
+            "%.1f %% of the FLOPs of an unpruned prefill (linear layers)",
+            self._method,
+            request,
+            sample.visual_tokens,
+            sample.kept[-1],
+            len(sample.segments),
+            sum(segment.significant for segment in sample.segments),
+            100 * share,
+        )
