@@ -1,14 +1,18 @@
 """Small models and prompts for the tests of serving, and what transformers answers to them."""
 
+import re
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import SiglipConfig, SiglipModel
 
 import adatp
-from adatp.small.untrained import load_untrained
+from adatp.small.untrained import byte_tokenizer, load_untrained
 from adatp.vllm import engine_args
 
 QUESTIONS = (
@@ -28,12 +32,38 @@ class Answer(NamedTuple):
 
 
 def save_onevision(folder: Path) -> Path:
-    """Save a LLaVA-OneVision of 18 layers with random weights and its SigLIP; return the folder of the model."""
+    """Save a LLaVA-OneVision of 18 layers with random weights; return its folder."""
     untrained = load_untrained()
     untrained.model.generation_config.suppress_tokens = None
-    untrained.model.save_pretrained(folder / "model")
-    untrained.processor.save_pretrained(folder / "model")
-    return folder / "model"
+    untrained.model.save_pretrained(folder)
+    untrained.processor.save_pretrained(folder)
+    return folder
+
+
+def as_published(model: Path, folder: Path) -> Path:
+    """Save a copy of the model with the names of the published checkpoints, which vLLM itself can read."""
+    shutil.copytree(model, folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    renamed = {}
+    for name, weight in weights.items():
+        name = re.sub(r"^model\.language_model\.", "language_model.model.", name)
+        name = re.sub(r"^lm_head\.", "language_model.lm_head.", name)
+        name = re.sub(r"^(model\.)?vision_tower\.(?!vision_model)", "vision_tower.vision_model.", name)
+        renamed[name.removeprefix("model.")] = weight
+    save_file(renamed, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+def save_siglip(folder: Path) -> Path:
+    """Save a SigLIP with random weights that continues the tower of `save_onevision`; return its folder."""
+    untrained = load_untrained()
+    vision = untrained.model.config.vision_config.to_dict() | {"num_hidden_layers": 4, "vision_use_head": True}
+    text = untrained.relevance.text_model.config.to_dict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        SiglipModel(SiglipConfig(vision_config=vision, text_config=text)).save_pretrained(folder)
+    byte_tokenizer("right").save_pretrained(folder)
+    return folder
 
 
 def video(seed: int, frames: int = 8) -> np.ndarray:
@@ -88,14 +118,14 @@ def by_transformers(
         warnings.simplefilter("ignore", adatp.NoRelevanceWarning)
         with adatp.apply(loaded, processor, method, relevance=relevance) as pruned:
             for given in prompts:
-                videos = given.get("multi_modal_data", {}).get("video")
+                videos = given["multi_modal_data"]["video"]
                 inputs = processor(
                     text=given["prompt"], videos=None if videos is None else [videos], return_tensors="pt"
                 )
                 output = loaded.generate(
                     **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, eos_token_id=None
                 )
-                kept = pruned.report.samples[0].kept if videos is not None else ()
+                kept = pruned.report.samples[0].kept
                 answers.append(Answer(output[0, inputs["input_ids"].shape[1] :].tolist(), kept))
     return answers
 
@@ -103,3 +133,8 @@ def by_transformers(
 def model_runner(llm: Any) -> Any:
     """Return the runner of a vLLM that runs in this process."""
     return llm.llm_engine.model_executor.driver_worker.worker.model_runner
+
+
+def preemptions(llm: Any) -> int:
+    """Return how often a request was preempted, of a vLLM with `disable_log_stats=False`."""
+    return next(int(metric.value) for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
