@@ -7,7 +7,7 @@ from adatp.vllm.version import SUPPORTED, installed
 
 
 def register() -> None:
-    """Register the pruned models, by the names that `hf_overrides` chooses. They are imported when they are chosen."""
+    """Add the pruned models to those of vLLM, by the names that `hf_overrides` chooses; imported when chosen."""
     from vllm import ModelRegistry
 
     import adatp.models  # noqa: F401  registers LLaVA-Video with transformers
@@ -25,9 +25,11 @@ class _Requirements:
 
     @staticmethod
     def verify_and_update_config(vllm_config: Any) -> None:
+        """Raise Unsupported if the server cannot prune."""
         from adatp.vllm.runtime.requirements import check
 
         check(vllm_config)
 
     @staticmethod
-    def verify_and_update_model_config(model_config: Any) -> None: ...
+    def verify_and_update_model_config(model_config: Any) -> None:
+        """Change nothing."""

@@ -64,6 +64,7 @@ class PrunedPrefill:
         self,
         family: Family,
         plan: Plan,
+        *,
         stages: Stages,
         decoder: Any,
         scoring: Scoring,

@@ -55,13 +55,16 @@ class Reports:
         for counter, value in counted:
             counter.labels(self._method).inc(value)
         logger.info(
-            "%s pruned request %s: %d visual tokens -> %d in the last layer, in %d segments (%d significant); "
-            "%.1f %% of the FLOPs of an unpruned prefill (linear layers)",
-            self._method,
-            request,
-            sample.visual_tokens,
-            sample.kept[-1],
-            len(sample.segments),
-            sum(segment.significant for segment in sample.segments),
-            100 * share,
+            "%(method)s pruned request %(request)s: %(visual)d visual tokens -> %(kept)d in the last layer, in "
+            "%(segments)d segments (%(significant)d significant); %(share).1f %% of the FLOPs of an unpruned prefill "
+            "(linear layers)",
+            {
+                "method": self._method,
+                "request": request,
+                "visual": sample.visual_tokens,
+                "kept": sample.kept[-1],
+                "segments": len(sample.segments),
+                "significant": sum(segment.significant for segment in sample.segments),
+                "share": 100 * share,
+            },
         )

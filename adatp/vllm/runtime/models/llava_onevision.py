@@ -13,11 +13,16 @@ from vllm.model_executor.models.llava_onevision import (
 from vllm.model_executor.models.utils import WeightsMapper
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from adatp.vllm.runtime.models.checked_prompts import CheckedPrompts
 from adatp.vllm.runtime.models.pruned import PrunedModel
 
 
+class Processor(CheckedPrompts, LlavaOnevisionMultiModalProcessor):
+    """vLLM's processor of LLaVA-OneVision, which refuses prompts that cannot be pruned."""
+
+
 @MULTIMODAL_REGISTRY.register_processor(
-    LlavaOnevisionMultiModalProcessor, info=LlavaOnevisionProcessingInfo, dummy_inputs=LlavaOnevisionDummyInputsBuilder
+    Processor, info=LlavaOnevisionProcessingInfo, dummy_inputs=LlavaOnevisionDummyInputsBuilder
 )
 class AdaTPLlavaOnevisionForConditionalGeneration(PrunedModel, LlavaOnevisionForConditionalGeneration):
     """The model: a video is its frames' tokens and one newline token."""

@@ -57,15 +57,15 @@ class PrunedModel:
         self.pruning = PrunedPrefill(
             family,
             plan,
-            Stages(plan, attentions),
-            decoder,
-            Scoring(average=_average_over_ranks()),
-            self._relevance[0],
-            Reports(method.name, is_first=get_tensor_model_parallel_rank() == 0),
+            stages=Stages(plan, attentions),
+            decoder=decoder,
+            scoring=Scoring(average=_average_over_ranks()),
+            relevance=self._relevance[0],
+            reports=Reports(method.name, is_first=get_tensor_model_parallel_rank() == 0),
         )
 
     def with_frames(self, embeddings: Tensor, states: Tensor) -> Tensor:
-        """Let the features of frames ride with their embeddings, if the method wants them.
+        """Add the features of frames to their embeddings, if the method wants them.
 
         Args:
             embeddings: `[n, c, D]`, the tokens of each frame.
@@ -79,7 +79,7 @@ class PrunedModel:
         return pack(embeddings, frames)
 
     def embed_input_ids(self, input_ids: Tensor, multimodal_embeddings: Any = None, **kwargs: Any) -> Tensor:
-        """Embed a step's tokens, and take the features of frames that ride with the videos; see vLLM."""
+        """Return the embeddings of a step's tokens; take the features that ride with its videos. See vLLM."""
         if multimodal_embeddings is not None and len(multimodal_embeddings):
             width = self.config.get_text_config().hidden_size
             self.pruning.frames = [self._frames(item, width) for item in multimodal_embeddings]

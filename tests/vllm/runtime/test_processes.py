@@ -35,7 +35,7 @@ def serve(model: Path, tmp_path: Path, engines: int = 1, processes: bool = True,
     """Return what the engines of a program generate; a program of its own, because an engine leaves traces."""
     program = tmp_path / "program.py"
     program.write_text(PROGRAM, encoding="utf-8")
-    helpers = Path(__file__).parents[1] / "helpers"
+    helpers = Path(__file__).parents[2] / "helpers"
     run = subprocess.run(
         [sys.executable, program, helpers, model, json.dumps(changes), str(engines)],
         env=os.environ | {"VLLM_ENABLE_V1_MULTIPROCESSING": str(int(processes)), "VLLM_CACHE_ROOT": str(tmp_path)},

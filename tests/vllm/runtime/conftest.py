@@ -1,14 +1,15 @@
 """The tests of serving need vLLM, in an environment of its own: `make test-vllm` sets it up."""
 
 import os
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from adatp.vllm.version import installed
+
 STUB = Path(__file__).with_name("stub")
 
-if find_spec("vllm") is None:
+if installed() is None:
     collect_ignore_glob = ["test_*.py"]
 else:
     os.environ.update(

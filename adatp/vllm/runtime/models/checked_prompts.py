@@ -1,0 +1,34 @@
+"""Refuses prompts that cannot be pruned while vLLM processes them: the client is told, and the server goes on."""
+
+from typing import Any
+
+from vllm.multimodal.processing import ProcessorInputs
+
+from adatp.models import families
+from adatp.vllm.prompts import layout_of
+
+
+class _WarmUp(ProcessorInputs):
+    """vLLM's own prompt of nothing but placeholders, by which it measures its memory."""
+
+
+class CheckedPrompts:
+    """What a multimodal processor checks; it stands before one of vLLM's classes."""
+
+    info: Any
+
+    def get_dummy_inputs(self, *args: Any, **kwargs: Any) -> ProcessorInputs:
+        """Build the inputs by which vLLM measures its memory; they are not checked."""
+        return _WarmUp(**vars(super().get_dummy_inputs(*args, **kwargs)))  # type: ignore[misc]
+
+    def apply(self, inputs: ProcessorInputs, *args: Any, **kwargs: Any) -> Any:
+        """Read a prompt and its videos; see vLLM.
+
+        Raises:
+            Unsupported: the prompt cannot be pruned.
+        """
+        processed = super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
+        if not isinstance(inputs, _WarmUp):
+            config = self.info.ctx.model_config.hf_config
+            layout_of(families()[config.model_type].of_config(config), processed["prompt_token_ids"])
+        return processed
