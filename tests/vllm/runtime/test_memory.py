@@ -1,7 +1,5 @@
 """The blocks of the cache: pruned layers have groups of their own, with room for the tokens that may enter them."""
 
-import gc
-
 import pytest
 from vllm_models import QUESTIONS, as_published, asked, make_llm, model_runner, preemptions
 
@@ -51,7 +49,6 @@ def test_fewer_preemptions_and_steps_than_stock_in_the_same_memory(onevision, tm
     llm = make_llm(onevision, AdaTP(), **SMALL, num_gpu_blocks_override=GROUPS * blocks)
     steps, preempted, size = serve(llm)
     del llm
-    gc.collect()  # one engine in a process at a time
     stock = make_llm(as_published(onevision, tmp_path), None, **SMALL, num_gpu_blocks_override=blocks)
     stock_steps, stock_preempted, stock_size = serve(stock)
     assert size == stock_size
