@@ -15,8 +15,9 @@ class Scoring:
 
     Attributes:
         impl: implementation of the three operations score, select and compact.
-        average: averages `[B, C]` scores over ranks, if the heads are split over ranks (tensor parallelism). A rank
-            gives the mean over its own heads and gets the mean over all heads. None without tensor parallelism.
+        average: averages a tensor, such as `[B, C]` scores, over ranks, if the heads are split over ranks (tensor
+            parallelism). A rank gives the mean over its own heads and gets the mean over all heads. None without
+            tensor parallelism.
     """
 
     impl: Impl = "auto"

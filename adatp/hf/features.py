@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from adatp.engine.scoring import Scoring
+from adatp.engine.tower import saliency_and_keys
 from adatp.errors import Unsupported
 from adatp.hf.batch import Batch
 from adatp.hf.setup import Setup
@@ -15,7 +17,6 @@ from adatp.hf.side_stream import SideStream
 from adatp.models.family import Family
 from adatp.relevance import UNCALIBRATED, NoRelevanceWarning, SecondTower, similarity
 from adatp.tensors.transfer import send
-from adatp_kernels.score import score
 
 Questions = Sequence[str | None] | None  # one per prompt
 SEEN = "adatp_frames"  # key of a second tower's frame features among the features of the first
@@ -182,11 +183,8 @@ def _tower(setup: Setup, encoded: Any) -> tuple[Tensor | None, Tensor | None]:
     if not setup.wants_tower:
         return None, None
     family = setup.family
-    query, key = family.tower_attention(encoded)  # [F, heads, patches, d]
-    patches = key.shape[2]
-    rows = torch.full((len(key), patches), patches - 1, device=key.device)  # every patch sees all of them
-    received = score(query, key, rows, (0, patches), scale=key.shape[-1] ** -0.5, impl=setup.scoring.impl)
-    return family.pool(received[..., None])[..., 0], family.pool(key.mean(1, dtype=torch.float32))
+    query, key = family.tower_attention(encoded)
+    return saliency_and_keys(query, key, family.pool, Scoring(setup.scoring.impl))  # each rank has the whole tower
 
 
 def _places(setup: Setup, batch: Batch, encoded: int) -> list[slice | Tensor]:
