@@ -11,8 +11,11 @@ from adatp.checks.checkpoints import loading
 from adatp.checks.values import name_or_path
 from adatp.errors import UnsupportedType
 from adatp.methods import Method, method_of
+from adatp.methods.method import BeforeDecoder
 
-ARCHITECTURES = {"llava_onevision": "AdaTPLlavaOnevisionForConditionalGeneration"}  # by the model_type
+# the pruned models by the model_type: for methods between the layers, and for methods before the decoder
+ARCHITECTURES = {"llava_onevision": "AdaTPLlavaOnevisionForConditionalGeneration"}
+COMPRESSED = {"llava_onevision": "AdaTPCompressedLlavaOnevisionForConditionalGeneration"}
 WORKER = "adatp.vllm.runtime.worker.Worker"
 SCHEDULER = "adatp.vllm.runtime.scheduler.make_scheduler"
 PROMPT_LOGPROBS = "adatp.vllm.runtime.prompt_logprobs:RefusePromptLogprobs"
@@ -39,9 +42,14 @@ def engine_args(
     """
     method = method_of(method)
     relevance = relevance if relevance is None else name_or_path("relevance", relevance)
-    return {
-        "hf_overrides": {"architectures": [architecture_of(model)]},
+    choice = {
+        "hf_overrides": {"architectures": [architecture_of(model, method)]},
         "additional_config": {NAME: {"method": method.name, "settings": method.settings(), "relevance": relevance}},
+    }
+    if isinstance(method, BeforeDecoder):
+        return choice  # prompts are shorter, and the rest is vLLM as it is
+    return {
+        **choice,
         "worker_cls": WORKER,
         "scheduler_cls": SCHEDULER,
         "logits_processors": [PROMPT_LOGPROBS],
@@ -51,8 +59,13 @@ def engine_args(
     }
 
 
-def architecture_of(model: str | os.PathLike[str]) -> str:
-    """Return the name of the pruned model for a checkpoint.
+def architectures_for(method: Method) -> dict[str, str]:
+    """Return the names of the models that a method can prune inside vLLM, by their model_type."""
+    return COMPRESSED if isinstance(method, BeforeDecoder) else ARCHITECTURES
+
+
+def architecture_of(model: str | os.PathLike[str], method: Method) -> str:
+    """Return the name of the pruned model for a checkpoint and a method.
 
     Raises:
         CheckpointError: the checkpoint cannot be loaded.
@@ -63,23 +76,23 @@ def architecture_of(model: str | os.PathLike[str]) -> str:
     checkpoint = name_or_path("model", model)
     with loading("model", checkpoint):
         kind = AutoConfig.from_pretrained(checkpoint).model_type
-    if kind not in ARCHITECTURES:
+    architectures = architectures_for(method)
+    if kind not in architectures:
         raise UnsupportedType(
-            f"model {checkpoint} is a {kind}, which cannot be pruned inside vLLM; supported are: "
-            f"{', '.join(ARCHITECTURES)}"
+            f"model {checkpoint} is a {kind}, which cannot be pruned by {method.name} inside vLLM; supported are: "
+            f"{', '.join(architectures)}"
         )
-    return ARCHITECTURES[kind]
+    return architectures[kind]
 
 
 def flags(args: Mapping[str, Any]) -> list[str]:
     """Return `engine_args` as flags of `vllm serve`."""
-    return [
-        *("--hf-overrides", json.dumps(args["hf_overrides"])),
-        *("--additional-config", json.dumps(args["additional_config"])),
-        *("--worker-cls", args["worker_cls"]),
-        *("--scheduler-cls", args["scheduler_cls"]),
-        *("--logits-processors", *args["logits_processors"]),
-        "--no-enable-prefix-caching",
-        "--no-enable-chunked-prefill",
-        *("--compilation-config", json.dumps(args["compilation_config"])),
-    ]
+    return [part for name, value in args.items() for part in _flag(name.replace("_", "-"), value)]
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    if isinstance(value, dict):
+        return [f"--{name}", json.dumps(value)]
+    return [f"--{name}", *(value if isinstance(value, list) else [value])]

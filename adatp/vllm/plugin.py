@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from adatp.vllm.arguments import ARCHITECTURES
+from adatp.vllm.arguments import ARCHITECTURES, COMPRESSED, NAME
 from adatp.vllm.version import SUPPORTED, installed
 
 
@@ -14,10 +14,12 @@ def register() -> None:
 
     for family, architecture in ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, f"adatp.vllm.runtime.models.{family}:{architecture}")
+    for family, architecture in COMPRESSED.items():
+        ModelRegistry.register_model(architecture, f"adatp.vllm.runtime.models.compressed_{family}:{architecture}")
     if installed() in SUPPORTED:  # of another version the models themselves refuse to be imported
         from vllm.model_executor.models.config import MODELS_CONFIG_MAP
 
-        MODELS_CONFIG_MAP.update(dict.fromkeys(ARCHITECTURES.values(), _Requirements))
+        MODELS_CONFIG_MAP.update(dict.fromkeys((*ARCHITECTURES.values(), *COMPRESSED.values()), _Requirements))
 
 
 class _Requirements:
@@ -27,8 +29,11 @@ class _Requirements:
     def verify_and_update_config(vllm_config: Any) -> None:
         """Raise Unsupported if the server cannot prune."""
         from adatp.vllm.runtime.requirements import check
+        from adatp.vllm.settings import given_settings
 
         check(vllm_config)
+        # vLLM gives the processor of prompts no other part of the configuration
+        setattr(vllm_config.model_config.hf_config, NAME, given_settings(vllm_config))
 
     @staticmethod
     def verify_and_update_model_config(model_config: Any) -> None:

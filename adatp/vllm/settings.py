@@ -12,6 +12,11 @@ from adatp.vllm.arguments import NAME
 _KEYS = {"method", "settings", "relevance"}
 
 
+def given_settings(vllm_config: Any) -> Any:
+    """Return what stands in `additional_config["adatp"]`; an empty object if there is nothing."""
+    return (vllm_config.additional_config or {}).get(NAME, {})
+
+
 @dataclass(frozen=True)
 class Settings:
     """What a server prunes by.
@@ -34,7 +39,11 @@ class Settings:
         Raises:
             InputError: there is no such method or setting, or a value does not fit its setting.
         """
-        given = (vllm_config.additional_config or {}).get(NAME, {})
+        return cls.of(given_settings(vllm_config))
+
+    @classmethod
+    def of(cls, given: Any) -> "Settings":
+        """Read the settings from what stands in `additional_config["adatp"]`, see `read`."""
         where = f"additional_config[{NAME!r}]"
         require(isinstance(given, dict), where, given, "an object with method, settings and relevance", InputTypeError)
         unknown = sorted(set(given) - _KEYS)

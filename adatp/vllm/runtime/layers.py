@@ -1,5 +1,7 @@
-"""What the engine asks of vLLM's decoder layers, for layers such as those of Qwen2."""
+"""What the engine asks of vLLM's layers, for layers such as those of Qwen2 and of SigLIP."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -21,3 +23,14 @@ def project(layer: Any, positions: Tensor, hidden: Tensor, residual: Tensor) -> 
     projected, _ = attention.qkv_proj(normed)
     query, key, _ = projected.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
     return list(attention.rotary_emb(positions, query, key))
+
+
+@contextmanager
+def asking(attention: Any) -> Iterator[list[Tensor]]:
+    """Record the queries and keys that an attention is given in the `with` block, `[..., heads * d]` each."""
+    asked: list[Tensor] = []
+    hook = attention.register_forward_pre_hook(lambda _, given: asked.extend(given[:2]))
+    try:
+        yield asked
+    finally:
+        hook.remove()

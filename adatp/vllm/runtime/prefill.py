@@ -17,7 +17,7 @@ from adatp.models.family import Family
 from adatp.relevance import Aligned, Questions, similarity
 from adatp.vllm.plan import Plan
 from adatp.vllm.prompts import layout_of
-from adatp.vllm.runtime.layers import project
+from adatp.vllm.runtime.layers import asking, project
 from adatp.vllm.runtime.reports import Reports
 from adatp.vllm.runtime.stages import Stages
 
@@ -193,7 +193,7 @@ class PrunedPrefill:
                 builder = self._stages.builders[index]
                 self._enter(index, builder, prompts, lengths, context)
             scores = index + 1 in plan.cuts and not plan.method.scores_itself
-            with _asking(layer.self_attn.attn) if scores else nullcontext(asked) as asked:
+            with asking(layer.self_attn.attn) if scores else nullcontext(asked) as asked:
                 hidden, residual = layer(positions, hidden, residual)
         normed, _ = self._decoder.norm(hidden, residual)
         for prompt in prompts.values():
@@ -255,14 +255,3 @@ class PrunedPrefill:
         for name in builder.layer_names:
             context.attn_metadata[name] = metadata
             context.slot_mapping[name] = builder.slots
-
-
-@contextmanager
-def _asking(attention: Any) -> Iterator[list[Tensor]]:
-    """Take the queries and keys that an attention layer is given in the `with` block, `[tokens, heads * d]` each."""
-    asked: list[Tensor] = []
-    hook = attention.register_forward_pre_hook(lambda _, given: asked.extend(given[:2]))
-    try:
-        yield asked
-    finally:
-        hook.remove()

@@ -11,9 +11,13 @@ from adatp.flops import linear_ratio
 
 logger = init_logger("vllm.adatp")  # below vLLM's own, so that it appears with vLLM's settings
 
+# of methods between the decoder's layers
 REQUESTS = Counter("adatp:pruned_prefills", "Prefills that were pruned; a preempted request has several.", ["method"])
-VISUAL = Counter("adatp:visual_tokens", "Visual tokens of the prompts of pruned prefills.", ["method"])
-KEPT = Counter("adatp:kept_visual_tokens", "Visual tokens that entered the last decoder layer.", ["method"])
+# of methods before the decoder, whose videos stay in vLLM's caches, for any request
+VIDEOS = Counter("adatp:compressed_videos", "Videos that were encoded and pruned before the decoder.", ["method"])
+# of both
+VISUAL = Counter("adatp:visual_tokens", "Visual tokens of pruned prefills or compressed videos.", ["method"])
+KEPT = Counter("adatp:kept_visual_tokens", "Those of them that entered the last decoder layer.", ["method"])
 SHARE = Counter(
     "adatp:prefill_flops_share_sum",
     "Sum over pruned prefills of their share of the unpruned FLOPs (linear layers); divide by the prefills.",
@@ -22,7 +26,7 @@ SHARE = Counter(
 
 
 class Reports:
-    """Counts and logs pruned prefills.
+    """Counts and logs pruned prefills and compressed videos.
 
     Args:
         method: name of the method.
@@ -46,14 +50,7 @@ class Reports:
             return
         sample = cut_sample(cuts, length, question)
         share = linear_ratio(sample.lengths(), length)
-        counted: list[tuple[Any, float]] = [
-            (REQUESTS, 1),
-            (VISUAL, sample.visual_tokens),
-            (KEPT, sample.kept[-1]),
-            (SHARE, share),
-        ]
-        for counter, value in counted:
-            counter.labels(self._method).inc(value)
+        self._count({REQUESTS: 1, VISUAL: sample.visual_tokens, KEPT: sample.kept[-1], SHARE: share})
         logger.info(
             "%(method)s pruned request %(request)s: %(visual)d visual tokens -> %(kept)d in the last layer, in "
             "%(segments)d segments (%(significant)d significant); %(share).1f %% of the FLOPs of an unpruned prefill "
@@ -68,3 +65,20 @@ class Reports:
                 "share": 100 * share,
             },
         )
+
+    def add_video(self, frames: int, visual: int, kept: int) -> None:
+        """Tell about a video that was pruned before the decoder.
+
+        Args:
+            frames: number of its frames.
+            visual: number of its visual tokens.
+            kept: number of those that stay.
+        """
+        if not self._is_first:
+            return
+        self._count({VIDEOS: 1, VISUAL: visual, KEPT: kept})
+        logger.info("%s pruned a video of %d frames: %d visual tokens -> %d", self._method, frames, visual, kept)
+
+    def _count(self, values: dict[Any, float]) -> None:
+        for counter, value in values.items():
+            counter.labels(self._method).inc(value)

@@ -1,10 +1,13 @@
 """What a server must be started with, and why. What does not fit is refused before the server starts."""
 
+import json
+import shlex
 from typing import Any
 
 from adatp.errors import Unsupported
-from adatp.methods.method import BetweenLayers
-from adatp.vllm.arguments import PROMPT_LOGPROBS, SCHEDULER, WORKER
+from adatp.methods import Method, Unpruned
+from adatp.methods.method import BeforeDecoder
+from adatp.vllm.arguments import NAME, PROMPT_LOGPROBS, SCHEDULER, WORKER, architectures_for
 from adatp.vllm.runtime.stages import BACKENDS
 from adatp.vllm.settings import Settings
 
@@ -21,6 +24,38 @@ def check(vllm_config: Any) -> None:
 
 
 def _problems(config: Any) -> list[str]:
+    method = Settings.read(config).method
+    method.check(config.model_config.hf_config.get_text_config().num_hidden_layers)
+    problems = _method_problems(method, config.model_config)
+    return problems if isinstance(method, BeforeDecoder) else [*problems, *_between_layers_problems(config)]
+
+
+def _method_problems(method: Method, model: Any) -> list[str]:
+    architecture = architectures_for(method).get(model.hf_config.model_type)
+    found = [
+        (
+            isinstance(method, Unpruned),
+            "method 'none' prunes nothing: start vLLM itself, without adatp's --hf-overrides and --additional-config",
+        ),
+        (
+            model.architecture != architecture,
+            f"method {method.name!r} is not one of the model {model.architecture}: "
+            + (f"--hf-overrides {_shell({'architectures': [architecture]})}" if architecture else "choose another"),
+        ),
+        (
+            method.decoding is not None,
+            f"method {method.name!r} attends to a share of the tokens in decoding, which vLLM's attention does not: "
+            f"--additional-config {_shell({NAME: {'method': method.name, 'settings': {**method.settings(), 'p': 0}}})}",
+        ),
+    ]
+    return [text for wrong, text in found if wrong]
+
+
+def _shell(value: Any) -> str:
+    return shlex.quote(json.dumps(value))
+
+
+def _between_layers_problems(config: Any) -> list[str]:
     cache, scheduler, parallel, model = (
         getattr(config, f"{part}_config") for part in ("cache", "scheduler", "parallel", "model")
     )
@@ -82,19 +117,7 @@ def _problems(config: Any) -> list[str]:
             "vLLM's model runner V2 has not been tested with pruning: set VLLM_USE_V2_MODEL_RUNNER=0",
         ),
     ]
-    return [*_method_problems(config), *(text for wrong, text in found if wrong)]
-
-
-def _method_problems(config: Any) -> list[str]:
-    method = Settings.read(config).method
-    layers = config.model_config.hf_config.get_text_config().num_hidden_layers
-    method.check(layers)
-    if not isinstance(method, BetweenLayers):
-        return [
-            f"method {method.name!r} prunes before the decoder, but vLLM counts a video's tokens before they are "
-            'encoded: choose adatp, fastv or pyramiddrop in --additional-config \'{"adatp": {"method": "adatp"}}\''
-        ]
-    return []
+    return [text for wrong, text in found if wrong]
 
 
 def check_attention(backend: Any, cudagraph_mode: Any) -> None:

@@ -3,11 +3,7 @@
 from typing import Any
 
 from torch import Tensor
-from vllm.distributed import (
-    get_tensor_model_parallel_rank,
-    get_tensor_model_parallel_world_size,
-    tensor_model_parallel_all_reduce,
-)
+from vllm.distributed import get_tensor_model_parallel_rank
 from vllm.forward_context import get_forward_context
 from vllm.logger import init_logger
 from vllm.tokenizers import cached_tokenizer_from_config
@@ -19,6 +15,7 @@ from adatp.relevance import UNCALIBRATED
 from adatp.vllm.plan import Plan
 from adatp.vllm.prompts import family_of_config
 from adatp.vllm.runtime.prefill import PrunedPrefill
+from adatp.vllm.runtime.ranks import average_over_ranks
 from adatp.vllm.runtime.reports import Reports
 from adatp.vllm.runtime.requirements import check, check_attention
 from adatp.vllm.runtime.riding import pack, unpack
@@ -59,7 +56,7 @@ class PrunedModel:
             plan,
             stages=Stages(plan, attentions),
             decoder=decoder,
-            scoring=Scoring(average=_average_over_ranks()),
+            scoring=Scoring(average=average_over_ranks()),
             relevance=self._relevance[0],
             reports=Reports(method.name, is_first=get_tensor_model_parallel_rank() == 0),
         )
@@ -127,9 +124,3 @@ class PrunedModel:
                 UNCALIBRATED,
             )
         return loaded
-
-
-def _average_over_ranks() -> Any:
-    """Return the function that turns the mean over a rank's heads into the mean over all heads; None for one rank."""
-    ranks = get_tensor_model_parallel_world_size()
-    return None if ranks == 1 else lambda scores: tensor_model_parallel_all_reduce(scores.contiguous()) / ranks
