@@ -53,11 +53,9 @@ def served(request, onevision):
 
 @pytest.fixture(scope="module")
 def few(onevision):
-    """A server that keeps few tokens, of videos only. `counted` tells what it counted while it started."""
-    before = counters("uniform")
+    """A server that keeps few tokens, of videos only."""
     method = adatp.Uniform(keep=0.01)
-    served = Served(make_llm(onevision, method, limit_mm_per_prompt={"video": 2, "image": 0}), method, onevision)
-    return served, before, counters("uniform")
+    return Served(make_llm(onevision, method, limit_mm_per_prompt={"video": 2, "image": 0}), method, onevision)
 
 
 def counters(method: str) -> dict[str, float]:
@@ -122,11 +120,10 @@ def test_ranks_share_the_heads_of_the_tower(onevision):
 
 
 def test_videos_are_reported_when_they_are_encoded(few, monkeypatch):
-    served, before, started = few
-    assert started == before  # vLLM's own videos, of which it measures its memory, do not count
+    before = counters("uniform")
     lines: list[str] = []
     monkeypatch.setattr(logger, "info", lambda line, *values: lines.append(line % values))
-    generate(served.llm, [asked(0), TEXT, asked(1, 20), asked(0)], 2)
+    generate(few.llm, [asked(0), TEXT, asked(1, 20), asked(0)], 2)
     told = {name: value - before[name] for name, value in counters("uniform").items()}
     assert told == {"compressed_videos": 2, "visual_tokens": 28 * 49, "kept_visual_tokens": 14, "pruned_prefills": 0}
     assert lines == [
@@ -135,17 +132,37 @@ def test_videos_are_reported_when_they_are_encoded(few, monkeypatch):
     ]
 
 
-def test_the_tower_encodes_a_bounded_number_of_frames_at_a_time(few, monkeypatch):
-    tower = model_runner(few[0].llm).get_model().vision_tower
+def test_videos_that_vllm_measures_its_memory_with_are_not_reported(few, monkeypatch):
+    runner, before = model_runner(few.llm), counters("uniform")
+    frames = tower_frames(runner, monkeypatch)
+    monkeypatch.setattr(runner.cache_config, "num_gpu_blocks", None)  # as before vLLM has measured
+    runner.profile_run()
+    assert 16 in frames
+    assert counters("uniform") == before
+
+
+def tower_frames(runner: Any, monkeypatch: Any) -> list[int]:
+    """Return a list that takes the number of frames of each call of the tower."""
     frames: list[int] = []
-    hook = tower.register_forward_pre_hook(lambda _, given: frames.append(len(given[0])))
-    generate(few[0].llm, [asked(2, 20), asked(3, 5)], 1)
-    hook.remove()
+    tower = runner.get_model().vision_tower
+    forward = tower.forward
+
+    def noted(pixels: Any, **kwargs: Any) -> Any:
+        frames.append(len(pixels))
+        return forward(pixels, **kwargs)
+
+    monkeypatch.setattr(tower, "forward", noted)
+    return frames
+
+
+def test_the_tower_encodes_a_bounded_number_of_frames_at_a_time(few, monkeypatch):
+    frames = tower_frames(model_runner(few.llm), monkeypatch)
+    generate(few.llm, [asked(2, 20), asked(3, 5)], 1)
     assert frames == [16, 4, 5]
 
 
 def test_the_search_for_the_longest_video_ends(few, monkeypatch):
-    info = MULTIMODAL_REGISTRY.get_processing_info(few[0].llm.llm_engine.model_config)
+    info = MULTIMODAL_REGISTRY.get_processing_info(few.llm.llm_engine.model_config)
     count, tried = info.get_num_video_tokens, []
 
     def noted(**size: Any) -> int:
