@@ -103,17 +103,17 @@ def test_a_second_question_finds_the_video_in_the_cache(served):
     assert generate(served.llm, prompts[1:], 8) == [second]
 
 
-def test_each_video_of_a_prompt_is_pruned(served):
+def test_each_video_of_a_prompt_is_pruned(few):
     text = "<|im_start|>user <video>\nand <video>\nWhat is different?<|im_end|><|im_start|>assistant\n"
     given = {"prompt": text, "multi_modal_data": {"video": [video(3, 6), video(4, 6)]}}
-    [expected] = served.expected([given], 8)
-    assert generate(served.llm, [given], 8) == [expected.tokens]
-    assert expected.kept[0] == 2 * served.method.count(6, GRID)
+    [expected] = few.expected([given], 8)
+    assert generate(few.llm, [given], 8) == [expected.tokens]
+    assert expected.kept[0] == 2 * few.method.count(6, GRID)
 
 
 def test_ranks_share_the_heads_of_the_tower(onevision):
-    method = METHODS["visionzip"]
-    prompts = [asked(0), asked(1, 5)]
+    method = adatp.VisionZip(keep=0.3, dominant=0.3)
+    prompts = [asked(0), asked(1, 5), asked(2, 6), asked(3)]
     llm = make_llm(onevision, method, tensor_parallel_size=2)
     expected = by_transformers(onevision, method, prompts, 8, None)
     assert generate(llm, prompts, 8) == [answer.tokens for answer in expected]
