@@ -47,6 +47,10 @@ def _method_problems(method: Method, model: Any) -> list[str]:
             f"method {method.name!r} attends to a share of the tokens in decoding, which vLLM's attention does not: "
             f"--additional-config {_shell({NAME: {'method': method.name, 'settings': {**method.settings(), 'p': 0}}})}",
         ),
+        (
+            model.multimodal_config is not None and model.multimodal_config.enable_mm_embeds,
+            "videos may come as embeddings, which would not be pruned: leave out --enable-mm-embeds",
+        ),
     ]
     return [text for wrong, text in found if wrong]
 

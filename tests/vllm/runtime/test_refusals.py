@@ -56,6 +56,7 @@ class TestAtTheStart:
             ({"enable_dbo": True}, "leave out --enable-dbo"),
             ({"enable_lora": True}, "leave out --enable-lora"),
             ({"enable_prompt_embeds": True}, "leave out --enable-prompt-embeds"),
+            ({"enable_mm_embeds": True}, "leave out --enable-mm-embeds"),
             (
                 {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},
                 "leave out --speculative-config",
