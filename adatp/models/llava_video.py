@@ -39,7 +39,7 @@ TIME_INSTRUCTION = (
 )
 _TIME_INSTRUCTION = re.compile(".+?".join(re.escape(part) for part in re.split(r"\{\w+\}", TIME_INSTRUCTION)))
 _HINT = (
-    "the prompt of this model contains the times of its frames: pass a file, from which they are read, or "
+    "pass a file, from which they are read, or "
     "video_metadata=[{'fps': ..., 'frames_indices': [...], 'total_num_frames': ...}, ...], one entry per video, or set "
     "processor.add_time_instruction = False"
 )
@@ -77,10 +77,16 @@ class LlavaVideoConfig(LlavaOnevisionConfig):
         pooled_side(1, self.spatial_pool_mode)
 
 
-class LlavaVideoModel(LlavaOnevisionModel):
-    """The vision tower, the projector and the decoder without its head; images are handled as in LLaVA-OneVision."""
+class Pooling:
+    """How the model pools frames. It stands before a class of LLaVA-OneVision, of transformers or of vLLM.
+
+    Attributes:
+        config: the configuration of the model.
+        image_newline: the newline token, `[D]`.
+    """
 
     config: LlavaVideoConfig
+    image_newline: Tensor
 
     def apply_pooling(self, image_features: Tensor) -> Tensor:
         """Pool features `[F, patches, D]` of F frames to `[F, side * (side + 1), D]`, a newline after every row."""
@@ -95,8 +101,14 @@ class LlavaVideoModel(LlavaOnevisionModel):
         side = pooled_side(patches, mode)
         if mode == "average":
             return avg_pool2d(maps.transpose(1, 2).unflatten(2, (patches, patches)), 2).permute(0, 2, 3, 1)
-        pooled: Tensor = super().apply_pooling(maps).unflatten(1, (side, side))
+        pooled: Tensor = super().apply_pooling(maps).unflatten(1, (side, side))  # type: ignore[misc]
         return pooled
+
+
+class LlavaVideoModel(Pooling, LlavaOnevisionModel):
+    """The vision tower, the projector and the decoder without its head; images are handled as in LLaVA-OneVision."""
+
+    config: LlavaVideoConfig
 
     @can_return_tuple
     @functools.wraps(LlavaOnevisionModel.get_video_features, assigned=())  # `generate` goes by the parameters' names
@@ -225,17 +237,33 @@ class LlavaVideoProcessor(TorchOnlyProcessor):
         metadata = processed["video_metadata"]
         frames = [len(video) for video in processed["pixel_values_videos"]]
         told = zip(replacements, frames, metadata, strict=True)
-        return processed, [text + _time_instruction(n, VideoMetadata(**entry)) for text, n, entry in told]
+        return processed, [text + time_instruction(n, VideoMetadata(**entry), _HINT) for text, n, entry in told]
 
 
-def _time_instruction(frames: int, metadata: VideoMetadata) -> str:
-    fps, indices = metadata.fps, metadata.frames_indices
-    if fps is None or indices is None or len(indices) != frames:
-        raise InputError(
-            f"video_metadata must hold fps and as many frames_indices as there are frames, {frames}; got fps {fps} and "
-            f"{'no' if indices is None else len(indices)} frames_indices; {_HINT}"
+def time_instruction(frames: int, metadata: VideoMetadata, hint: str) -> str:
+    """Write the length of a video and the times of its frames, as the published models were trained.
+
+    Args:
+        frames: number of frames.
+        metadata: metadata of the video.
+        hint: what a user can do if it does not tell the times; the end of the error.
+
+    Raises:
+        InputError: the metadata do not tell the times of the frames, or the length of the video.
+    """
+    fps, indices, total = metadata.fps, metadata.frames_indices, metadata.total_num_frames
+    wrong = ""
+    if not fps or indices is None or len(indices) != frames:
+        wrong = (
+            f"fps and as many frames_indices as there are frames, {frames}; got fps {fps} and "
+            f"{'no' if indices is None else len(indices)} frames_indices"
         )
-    duration = metadata.total_num_frames / fps if metadata.duration is None else metadata.duration
+    elif total is None and metadata.duration is None:
+        wrong = "total_num_frames"
+    if wrong:
+        told = "the prompt of this model contains the times of its frames"
+        raise InputError(f"video_metadata must hold {wrong}; {told}: {hint}")
+    duration = total / fps if metadata.duration is None else metadata.duration
     times = ",".join(f"{index / fps:.2f}s" for index in indices)
     return TIME_INSTRUCTION.format(duration=f"{duration:.2f}", frames=frames, times=times)
 

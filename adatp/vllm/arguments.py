@@ -14,7 +14,10 @@ from adatp.methods import Method, method_of
 from adatp.methods.method import BeforeDecoder
 
 # the pruned models by the model_type: for methods between the layers, and for methods before the decoder
-ARCHITECTURES = {"llava_onevision": "AdaTPLlavaOnevisionForConditionalGeneration"}
+ARCHITECTURES = {
+    "llava_onevision": "AdaTPLlavaOnevisionForConditionalGeneration",
+    "llava_video": "AdaTPLlavaVideoForConditionalGeneration",
+}
 COMPRESSED = {"llava_onevision": "AdaTPCompressedLlavaOnevisionForConditionalGeneration"}
 WORKER = "adatp.vllm.runtime.worker.Worker"
 SCHEDULER = "adatp.vllm.runtime.scheduler.make_scheduler"

@@ -120,16 +120,22 @@ def by_transformers(
         warnings.simplefilter("ignore", adatp.NoRelevanceWarning)
         with adatp.apply(loaded, processor, method, relevance=relevance) as pruned:
             for given in prompts:
-                videos = given["multi_modal_data"]["video"]
-                inputs = processor(
-                    text=given["prompt"], videos=None if videos is None else [videos], return_tensors="pt"
-                )
+                inputs = processor(text=given["prompt"], **videos_of(given), return_tensors="pt")
                 output = loaded.generate(
                     **inputs, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, eos_token_id=None
                 )
-                kept = pruned.report.samples[0].kept
+                kept = pruned.report.samples[0].kept if videos_of(given) else ()
                 answers.append(Answer(output[0, inputs["input_ids"].shape[1] :].tolist(), kept))
     return answers
+
+
+def videos_of(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a processor of transformers for the video of a prompt of vLLM, with or without times."""
+    video = given.get("multi_modal_data", {}).get("video")
+    if video is None:
+        return {}
+    frames, metadata = video if isinstance(video, tuple) else (video, None)
+    return {"videos": [frames]} if metadata is None else {"videos": [frames], "video_metadata": [metadata]}
 
 
 def model_runner(llm: Any) -> Any:

@@ -42,6 +42,10 @@ class AdaTPLlavaOnevisionForConditionalGeneration(PrunedModel, LlavaOnevisionFor
             torch.cat(videos), feature_select_strategy=self.config.vision_feature_select_strategy
         )
         frames = self.with_frames(self.apply_pooling(self.multi_modal_projector(states)), states)
-        newline = torch.zeros_like(frames[0, :1])
+        return [self.whole_video(own.flatten(0, 1)) for own in frames.split([len(video) for video in videos])]
+
+    def whole_video(self, tokens: Tensor) -> Tensor:
+        """Return a video `[n * c + 1, D]` of its frames' tokens `[n * c, D]`, which may have more channels."""
+        newline = torch.zeros_like(tokens[:1])
         newline[:, : len(self.image_newline)] = self.image_newline
-        return [torch.cat((own.flatten(0, 1), newline)) for own in frames.split([len(video) for video in videos])]
+        return torch.cat((tokens, newline))
