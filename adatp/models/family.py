@@ -33,6 +33,7 @@ class Family(DecoderLayers, ABC):
             are `[axes, B, L]`.
         offers_attention: whether `tower_attention` and `pool` can be used.
         needs_tokenizer: whether `tokenizer` is needed to find the videos in a prompt.
+        size_arguments: the arguments that `sizes` needs, with a row for each video.
         added_layers: number of the first decoder layers whose output the decoder adds something to.
         config: the configuration of the model.
         body: the module whose forward receives `input_ids` and the video.
@@ -47,6 +48,7 @@ class Family(DecoderLayers, ABC):
     scalar_positions: ClassVar[bool] = True
     offers_attention: ClassVar[bool] = False
     needs_tokenizer: ClassVar[bool] = False
+    size_arguments: ClassVar[tuple[str, ...]] = ()
     added_layers: int = 0
     config: Any
     body: Any

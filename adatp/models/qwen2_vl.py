@@ -26,6 +26,7 @@ class Qwen2VL(Family):
 
     model_type = "qwen2_vl"
     scalar_positions = False
+    size_arguments = ("video_grid_thw",)
     model_class: ClassVar[Any] = Qwen2VLForConditionalGeneration
 
     def __init__(self, model: Any) -> None:

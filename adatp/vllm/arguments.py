@@ -17,6 +17,8 @@ from adatp.methods.method import BeforeDecoder
 ARCHITECTURES = {
     "llava_onevision": "AdaTPLlavaOnevisionForConditionalGeneration",
     "llava_video": "AdaTPLlavaVideoForConditionalGeneration",
+    "qwen2_5_vl": "AdaTPQwen25VLForConditionalGeneration",
+    "qwen3_vl": "AdaTPQwen3VLForConditionalGeneration",
 }
 COMPRESSED = {"llava_onevision": "AdaTPCompressedLlavaOnevisionForConditionalGeneration"}
 WORKER = "adatp.vllm.runtime.worker.Worker"

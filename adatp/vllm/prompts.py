@@ -1,6 +1,5 @@
 """Reads prompts in vLLM's processes, where no model of transformers is."""
 
-from collections.abc import Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,13 +16,23 @@ def family_of_config(vllm_config: Any, tokenizer: Any = None) -> Family:
     return families()[config.model_type].of_config(config, tokenizer)
 
 
-def layout_of(family: Family, prompt_ids: Sequence[int]) -> PromptLayout | None:
-    """Find the videos in a prompt; return None if there is none.
+def layout_of(family: Family, request: Any) -> PromptLayout | None:
+    """Find the videos in the prompt of a request; return None if there is none.
+
+    Args:
+        family: the family of the model.
+        request: vLLM's request, or its state in a worker.
 
     Raises:
         Unsupported: the prompt cannot be pruned.
     """
-    layout = family.layout(torch.tensor(prompt_ids))
+    features = [feature.data for feature in request.mm_features]
+    told = {
+        name: torch.stack([data[name].data for data in features if name in data])
+        for name in family.size_arguments
+        if any(name in data for data in features)
+    }
+    layout = family.layout(torch.tensor(request.prompt_token_ids), family.sizes(told))
     if layout is not None:
         layout.check()
     return layout
@@ -43,5 +52,5 @@ class Layouts:
     def __getitem__(self, request: Any) -> PromptLayout | None:
         """Return the layout of a request's prompt; None if it has no video."""
         if request not in self._known:
-            self._known[request] = layout_of(self._family, request.prompt_token_ids) if request.mm_features else None
+            self._known[request] = layout_of(self._family, request) if request.mm_features else None
         return self._known[request]

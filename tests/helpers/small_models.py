@@ -17,14 +17,16 @@ QWEN_CLASSES = {
 }
 
 
-def make_model(kind: str, attention: str = "sdpa", layers: int = 16, seed: int = 2):
+def make_model(kind: str, attention: str = "sdpa", layers: int = 16, seed: int = 2, heads: int = 4):
     """A model of `layers` decoder layers that never stops early; skips the test where transformers lacks its class.
+
+    Half as many key heads as `heads` share a width of 64.
 
     Qwen's towers take patches of 4 x 4 pixels in 2 frames, and merge 2 x 2 of them. InternVL's takes tiles of
     32 x 32 pixels, 8 x 8 patches, and makes 16 tokens of each.
     """
     tokenizer = make_tokenizer(kind)
-    config, name = (_internvl if kind.startswith("internvl") else _qwen)(kind, layers, tokenizer)
+    config, name = (_internvl if kind.startswith("internvl") else _qwen)(kind, layers, heads, tokenizer)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = _class(name)._from_config(config, attn_implementation=attention).eval()
@@ -51,11 +53,12 @@ def _class(name: str):
     return getattr(transformers, name)
 
 
-def _qwen(kind: str, layers: int, tokenizer):
+def _qwen(kind: str, layers: int, heads: int, tokenizer):
     name = QWEN_CLASSES[kind]
     vision = {"depth": 4, "hidden_size": TOWER_WIDTH, "num_heads": 2, "patch_size": PATCH}
-    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
-    text = _text(layers, tokenizer)
+    section = {4: [2, 3, 3], 2: [6, 5, 5]}[heads]
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": section}
+    text = _text(layers, heads, tokenizer)
     if kind == "qwen2_vl":
         vision |= {"embed_dim": TOWER_WIDTH, "hidden_size": WIDTH, "mlp_ratio": 2}
     else:
@@ -64,7 +67,7 @@ def _qwen(kind: str, layers: int, tokenizer):
         vision |= {"window_size": 4 * PATCH, "fullatt_block_indexes": [1, 3], "tokens_per_second": 2}
     if kind.startswith("qwen3"):
         vision |= {"num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2]}
-        text |= {"head_dim": 16}
+        text |= {"head_dim": WIDTH // heads}
         rope |= {"mrope_interleaved": True}
     if kind == "qwen3_vl_moe":
         text |= {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": WIDTH}
@@ -83,10 +86,10 @@ def _qwen(kind: str, layers: int, tokenizer):
     return config, f"{name}ForConditionalGeneration"
 
 
-def _internvl(kind: str, layers: int, tokenizer):
-    text = _text(layers, tokenizer)
+def _internvl(kind: str, layers: int, heads: int, tokenizer):
+    text = _text(layers, heads, tokenizer)
     if kind == "internvl-qwen3":
-        decoder = transformers.Qwen3Config(**text, head_dim=16)
+        decoder = transformers.Qwen3Config(**text, head_dim=WIDTH // heads)
     else:
         decoder = transformers.Qwen2Config(**text)
     vision = _class("InternVLVisionConfig")(
@@ -108,14 +111,14 @@ def _internvl(kind: str, layers: int, tokenizer):
     return config, "InternVLForConditionalGeneration"
 
 
-def _text(layers: int, tokenizer) -> dict:
+def _text(layers: int, heads: int, tokenizer) -> dict:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
         "num_hidden_layers": layers,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
         "max_position_embeddings": 4096,
         "bos_token_id": None,
         "eos_token_id": tokenizer.convert_tokens_to_ids("<|im_end|>"),

@@ -130,12 +130,14 @@ def by_transformers(
 
 
 def videos_of(given: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a processor of transformers for the video of a prompt of vLLM, with or without times."""
-    video = given.get("multi_modal_data", {}).get("video")
-    if video is None:
+    """Return the arguments of a processor of transformers for the videos of a prompt of vLLM, with or without times."""
+    found = given.get("multi_modal_data", {}).get("video", [])
+    found = found if isinstance(found, list) else [found]
+    if not found:
         return {}
-    frames, metadata = video if isinstance(video, tuple) else (video, None)
-    return {"videos": [frames]} if metadata is None else {"videos": [frames], "video_metadata": [metadata]}
+    if not isinstance(found[0], tuple):
+        return {"videos": found}
+    return {"videos": [frames for frames, _ in found], "video_metadata": [metadata for _, metadata in found]}
 
 
 def model_runner(llm: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the engine asks of vLLM's layers, for layers such as those of Qwen2 and of SigLIP."""
+"""What the engine asks of vLLM's layers, for layers such as those of Qwen2, of Qwen3 and of SigLIP."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ def project(layer: Any, positions: Tensor, hidden: Tensor, residual: Tensor) -> 
 
     Args:
         layer: the layer.
-        positions: `[tokens]` positions.
+        positions: `[tokens]` positions, or `[3, tokens]`.
         hidden, residual: `[tokens, D]`, the output of the layer before it.
 
     Returns:
@@ -22,6 +22,8 @@ def project(layer: Any, positions: Tensor, hidden: Tensor, residual: Tensor) -> 
     attention = layer.self_attn
     projected, _ = attention.qkv_proj(normed)
     query, key, _ = projected.split([attention.q_size, attention.kv_size, attention.kv_size], dim=-1)
+    if hasattr(attention, "q_norm"):
+        query, key = _normed(attention.q_norm, query), _normed(attention.k_norm, key)
     return list(attention.rotary_emb(positions, query, key))
 
 
@@ -34,3 +36,9 @@ def asking(attention: Any) -> Iterator[list[Tensor]]:
         yield asked
     finally:
         hook.remove()
+
+
+def _normed(norm: Any, projected: Tensor) -> Tensor:
+    """Norm each head of `[tokens, H * d]` by itself."""
+    heads: Tensor = norm(projected.unflatten(-1, (-1, norm.weight.shape[0])).contiguous())
+    return heads.flatten(-2)

@@ -1,6 +1,6 @@
 """The step of a server in which prompts with videos begin: their layers run one by one, with cuts between them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -19,6 +19,7 @@ from adatp.vllm.plan import Plan
 from adatp.vllm.prompts import layout_of
 from adatp.vllm.runtime.layers import asking, project
 from adatp.vllm.runtime.reports import Reports
+from adatp.vllm.runtime.riding import unpack
 from adatp.vllm.runtime.stages import Stages
 
 
@@ -56,8 +57,9 @@ class PrunedPrefill:
         reports: takes what was pruned.
 
     Attributes:
-        frames: the features of the frames that arrive in this step, `[n, F]` for each video, in the order of the
-            requests; None for an image. Set when vLLM gathers the embeddings.
+        frames: the features of the frames that arrive in this step, as they ride, `[tokens, e]` for each video, in the
+            order of the requests; None for an image. Set when vLLM gathers the embeddings.
+        width: the width F of a frame's features. Set when a video is encoded.
     """
 
     def __init__(
@@ -72,7 +74,8 @@ class PrunedPrefill:
         reports: Reports,
     ) -> None:
         self.frames: list[Tensor | None] = []
-        self._family = family
+        self.width = 0
+        self.family = family
         self._plan = plan
         self._stages = stages
         self._decoder = decoder
@@ -80,12 +83,6 @@ class PrunedPrefill:
         self._questions = None if relevance is None else Questions(relevance)
         self._reports = reports
         self._runner: Any = None  # while a step of real requests runs
-
-    @property
-    def tokens_per_frame(self) -> int:
-        """Number of tokens of a frame, c."""
-        assert self._family.grid is not None
-        return self._family.grid.tokens
 
     @contextmanager
     def step(self, runner: Any) -> Iterator[None]:
@@ -96,14 +93,22 @@ class PrunedPrefill:
         finally:
             self._runner, self.frames = None, []
 
-    def run(self, context: Any, stock: Callable[[], Tensor], positions: Tensor, embeds: Tensor) -> Tensor:
+    def run(
+        self,
+        context: Any,
+        stock: Callable[[], Tensor],
+        positions: Tensor,
+        embeds: Tensor,
+        added: Sequence[Tensor] = (),
+    ) -> Tensor:
         """Run the decoder for a step.
 
         Args:
             context: vLLM's forward context.
             stock: runs the decoder as vLLM does.
-            positions: `[tokens]` positions of the step's tokens, with padding.
+            positions: `[tokens]` positions of the step's tokens, with padding; or `[3, tokens]`.
             embeds: `[tokens, D]` their embeddings.
+            added: `[tokens, D]` each, what the decoder adds to the output of its first layers.
 
         Returns:
             `[tokens, D]`; 0 for dropped tokens.
@@ -112,7 +117,7 @@ class PrunedPrefill:
             return stock()
         self._stages.place(context)
         prompts, lengths = ({}, []) if self._runner is None else self._begun()
-        return self._run_layers(context, prompts, lengths, positions, embeds) if prompts else stock()
+        return self._run_layers(context, prompts, lengths, positions, embeds, added) if prompts else stock()
 
     # Which prompts begin in this step
 
@@ -132,28 +137,35 @@ class PrunedPrefill:
                 )
             if begin or not state.mm_features:
                 continue
-            frames = [own for own in (next(arrived, None) for _ in state.mm_features) if own is not None]
-            prompt = self._prompt(state, length, frames)
+            ridden = [own for own in (next(arrived, None) for _ in state.mm_features) if own is not None]
+            prompt = self._prompt(state, length, ridden)
             if prompt is not None:
                 prompts[row] = prompt
         return prompts, lengths
 
-    def _prompt(self, state: Any, length: int, frames: list[Tensor]) -> _Prompt | None:
+    def _prompt(self, state: Any, length: int, ridden: list[Tensor]) -> _Prompt | None:
         """Return a request's prompt; None if it has no video.
 
         Args:
             state: vLLM's state of the request.
             length: number of tokens, with those that were generated before a preemption.
-            frames: features of the frames of each video; empty if the method wants none.
+            ridden: what rides with each video; empty if the method wants no features of frames.
         """
         ids = state.prompt_token_ids
-        layout = layout_of(self._family, ids)
+        layout = layout_of(self.family, state)
         if layout is None:
             return None
         question = similar = None
-        features = torch.cat(frames) if frames else None
+        features = None
+        if ridden:
+            features = torch.cat(
+                [
+                    unpack(own[: video.tokens].unflatten(0, (video.frames, -1)), self.width)
+                    for own, video in zip(ridden, layout.videos, strict=True)
+                ]
+            )
         if self._questions is not None and features is not None and self._plan.method.wants_question:
-            question = self._family.question(torch.tensor(ids), layout, self._family.tokenizer)
+            question = self.family.question(torch.tensor(ids), layout, self.family.tokenizer)
         if question and self._questions is not None and features is not None:
             text = self._questions.features([question]).to(features.device)
             similar = similarity(features[None], text)[0]
@@ -175,7 +187,13 @@ class PrunedPrefill:
     # The layers
 
     def _run_layers(
-        self, context: Any, prompts: dict[int, _Prompt], lengths: list[int], positions: Tensor, embeds: Tensor
+        self,
+        context: Any,
+        prompts: dict[int, _Prompt],
+        lengths: list[int],
+        positions: Tensor,
+        embeds: Tensor,
+        added: Sequence[Tensor],
     ) -> Tensor:
         plan, hidden, residual = self._plan, embeds, None
         origin = torch.arange(sum(lengths), device=embeds.device)
@@ -195,6 +213,8 @@ class PrunedPrefill:
             scores = index + 1 in plan.cuts and not plan.method.scores_itself
             with asking(layer.self_attn.attn) if scores else nullcontext(asked) as asked:
                 hidden, residual = layer(positions, hidden, residual)
+            if index < len(added):
+                hidden = hidden + added[index][origin]
         normed, _ = self._decoder.norm(hidden, residual)
         for prompt in prompts.values():
             self._reports.add(prompt.request, prompt.cuts, prompt.length, prompt.question)

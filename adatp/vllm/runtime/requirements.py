@@ -8,6 +8,7 @@ from adatp.errors import Unsupported
 from adatp.methods import Method, Unpruned
 from adatp.methods.method import BeforeDecoder
 from adatp.vllm.arguments import NAME, PROMPT_LOGPROBS, SCHEDULER, WORKER, architectures_for
+from adatp.vllm.prompts import family_of_config
 from adatp.vllm.runtime.stages import BACKENDS
 from adatp.vllm.settings import Settings
 
@@ -119,6 +120,32 @@ def _between_layers_problems(config: Any) -> list[str]:
         (
             config.use_v2_model_runner,
             "vLLM's model runner V2 has not been tested with pruning: set VLLM_USE_V2_MODEL_RUNNER=0",
+        ),
+    ]
+    return [*_media_problems(config), *(text for wrong, text in found if wrong)]
+
+
+def _media_problems(config: Any) -> list[str]:
+    media = config.model_config.multimodal_config
+    found = [
+        (
+            media.is_multimodal_pruning_enabled(),
+            "vLLM itself drops tokens of videos before the decoder: leave out --video-pruning-rate",
+        ),
+        (
+            media.mm_encoder_tp_mode == "data",
+            "each rank encodes other videos, and the features of their frames would be missing: "
+            "--mm-encoder-tp-mode weights",
+        ),
+        (
+            config.compilation_config.cudagraph_mm_encoder,
+            "CUDA graphs of the vision tower leave out the features of frames: set cudagraph_mm_encoder to false in "
+            "--compilation-config",
+        ),
+        (
+            media.mm_processor_cache_type == "shm" and bool(family_of_config(config).size_arguments),
+            "the sizes of the videos are in shared memory, which the scheduler does not read: "
+            "--mm-processor-cache-type lru",
         ),
     ]
     return [text for wrong, text in found if wrong]
