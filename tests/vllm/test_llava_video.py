@@ -90,7 +90,9 @@ def test_the_same_frames_at_other_times(models, llm):
         assert prompt_ids(llm, given) == by_processor(models["average"], given, True)
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"fps": 2.0}, {**UNTOLD, "fps": 0, "total_num_frames": 8}, UNTOLD])
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"fps": 2.0}, {**UNTOLD, "fps": 0, "total_num_frames": 8}, UNTOLD, "2 fps"]
+)
 def test_without_times(llm, metadata):
     """The error says what to pass, and the next request is answered."""
     given = asked(0)

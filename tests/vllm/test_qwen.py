@@ -6,26 +6,28 @@ from vllm_families import asked_qwen, kept_of, save_qwen, save_second_tower
 from vllm_models import TEXT, by_transformers, generate, make_llm
 
 from adatp.errors import Unsupported
-from adatp.methods import AdaTP, FastV
+from adatp.methods import AdaTP, FastV, PyramidDrop
 
 TOKENS = 40
+TAU_S = {"qwen2_5_vl": 0.97, "qwen3_vl": 0.995}  # some segments have several frames
 METHODS = {
-    "adatp": AdaTP(tau_s=0.9),
-    "adatp, cuts within deepstack": AdaTP(tau_s=0.9, first=1, last=6),
-    "fastv": FastV(keep=0.3),
+    "adatp": lambda tau_s: AdaTP(tau_s=tau_s),
+    "adatp, cuts within deepstack": lambda tau_s: AdaTP(tau_s=tau_s, first=1, last=6),
+    "fastv": lambda _: FastV(keep=0.3),
+    "pyramiddrop": lambda _: PyramidDrop(),
 }
 PROMPTS = [asked_qwen(0, 8), asked_qwen(1, 5), asked_qwen(2, 4, 6), asked_qwen(3, 12)]
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen3_vl"])
 def model(request, tmp_path_factory):
-    return save_qwen(request.param, tmp_path_factory.mktemp(request.param))
+    return save_qwen(request.param, tmp_path_factory.mktemp("models") / request.param)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_batch(model, monkeypatch, method):
     """One of its prompts has two videos of different grids."""
-    method = METHODS[method]
+    method = METHODS[method](TAU_S[model.name])
     expected = by_transformers(model, method, PROMPTS, TOKENS, None)
     llm = make_llm(model, method)
     found = kept_of(llm, monkeypatch)
@@ -59,9 +61,10 @@ def test_beside_text_and_images(model):
 
 def test_in_another_process(model, monkeypatch):
     """The sizes of videos reach the scheduler and the worker, also of videos that vLLM has cached."""
-    expected = [answer.tokens for answer in by_transformers(model, AdaTP(tau_s=0.9), PROMPTS, TOKENS, None)]
+    method = AdaTP(tau_s=TAU_S[model.name])
+    expected = [answer.tokens for answer in by_transformers(model, method, PROMPTS, TOKENS, None)]
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-    llm = make_llm(model, AdaTP(tau_s=0.9), mm_processor_cache_gb=1)
+    llm = make_llm(model, method, mm_processor_cache_gb=1)
     for _ in range(2):
         assert generate(llm, PROMPTS, TOKENS) == expected
 

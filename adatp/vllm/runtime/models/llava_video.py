@@ -59,12 +59,7 @@ class _Processor(LlavaOnevisionMultiModalProcessor):
         """Process a prompt; see vLLM."""
         videos = inputs.mm_data_items.get("video")
         if videos and self.info.get_hf_processor(**inputs.hf_processor_mm_kwargs).add_time_instruction:
-            metadata = [
-                VideoMetadata(
-                    **{"total_num_frames": None, **{k: v for k, v in (given or {}).items() if k in _METADATA}}
-                )
-                for given in videos.metadata
-            ]
+            metadata = [_metadata(given) for given in videos.metadata]
             told = (time_instruction(videos.get_num_frames(i), own, _HINT) for i, own in enumerate(metadata))
             video = self.info.get_hf_config().video_token_id
             inputs = replace(inputs, prompt=_with_text(self.info.get_tokenizer(), inputs.prompt, video, told))
@@ -80,6 +75,12 @@ class _Processor(LlavaOnevisionMultiModalProcessor):
                     '--media-io-kwargs \'{"video": {"num_frames": 32}}\''
                 )
         return processed
+
+
+def _metadata(given: Any) -> VideoMetadata:
+    """Return what vLLM or a client tells about a video; nothing is required yet."""
+    told = given if isinstance(given, Mapping) else {}
+    return VideoMetadata(**{"total_num_frames": None, **{name: told[name] for name in told if name in _METADATA}})
 
 
 def _with_text(tokenizer: Any, prompt: list[int], video: int, texts: Iterator[str]) -> list[int]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from adatp.vllm.runtime.models.pruned import PrunedModel
@@ -30,7 +31,7 @@ class QwenVideos(PrunedModel):
             patches = states[0].flatten(0, -2).split([size.tokens * merged for size in sizes])
             seen = [own.unflatten(0, (size.frames, -1)) for own, size in zip(patches, sizes, strict=True)]
         else:
-            pixels = self.visual.input_norm(video_input[family.pixels], self.visual.dtype)
+            pixels = self.visual.input_norm(video_input[family.pixels], torch.float32)
             seen = family.pictures({family.pixels: pixels, **grids})
         return [
             self.with_frames(video.unflatten(0, (len(own), -1)), own).flatten(0, 1)
