@@ -1,7 +1,9 @@
 """`adatp serve`: serve a model with vLLM, pruned."""
 
 import argparse
+import os
 import shlex
+import tempfile
 from typing import Any
 
 from adatp.cli import options
@@ -44,7 +46,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.print_command:
         print(shlex.join(["vllm", "serve", arguments.model, *flags(args), *arguments.flags]))
         return 0
-    from adatp.vllm.runtime.server import serve
+    with tempfile.TemporaryDirectory() as directory:
+        # the counters of the workers, which are other processes, appear in the server's metrics; vLLM's import reads it
+        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", directory)
+        from adatp.vllm.runtime.server import serve
 
-    serve(arguments.model, args, arguments.flags)
+        serve(arguments.model, args, arguments.flags)
     return 0

@@ -1,7 +1,6 @@
 """Starts vLLM's own server, with what pruning needs."""
 
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,14 +35,11 @@ def serve(model: str, args: Mapping[str, Any], given: Sequence[str]) -> None:
         own, default = getattr(parsed, name), getattr(defaults, name)
         setattr(parsed, name, _joined(own, getattr(ours, name), default))
     configure_logging_from_args(parsed)
-    with tempfile.TemporaryDirectory() as directory:
-        # the counters of the workers, which are other processes, appear in the server's metrics
-        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", directory)
-        try:
-            command.validate(parsed)
-            command.cmd(parsed)
-        except (ValueError, RuntimeError) as error:
-            raise InputError(f"vLLM cannot serve {model}: {_reason(error)}") from error
+    try:
+        command.validate(parsed)
+        command.cmd(parsed)
+    except (ValueError, RuntimeError) as error:
+        raise InputError(f"vLLM cannot serve {model}: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
