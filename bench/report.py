@@ -15,7 +15,7 @@ import matplotlib
 from adatp.figures.accuracy import draw_accuracy
 from adatp.tables.accuracy import accuracy, biases, by_kind, caption, markdown
 from adatp.tables.tabulate import markdown_table, markdown_tables
-from bench import long_videos
+from bench import long_videos, serving
 from bench.decoding import HEADS, in_words, rows_of
 from bench.e2e.picture import draw_speed
 from bench.e2e.tables import tables
@@ -80,6 +80,17 @@ def lengths() -> str:
     return f"{head}\n\n{markdown_table([list(long_videos.HEAD), *long_videos.rows_of(found)])}\n"
 
 
+def servers() -> str:
+    """Return the section on servers under load."""
+    found = _read("serving-cpu-2-cores.json")
+    machine = found["machine"]
+    head = (
+        f"Measured on {machine['cpu']}, {machine['cores']} cores, {machine['dtype']}, vLLM {machine['vllm']}, in "
+        f"{found['seconds'] / 60:.0f} minutes. Ratios are those of medians to the first server."
+    )
+    return f"{head} {serving.in_words(found)}\n\n{markdown_table([list(serving.HEAD), *serving.rows_of(found)])}\n"
+
+
 def _steps(folder: Path) -> list[dict[str, Any]]:
     """Return the results of the steps that have run, in the plan's order."""
     files = [folder / f"{step.name}.json" for step in STEPS]
@@ -92,6 +103,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "gpu": gpu,
     "decoding": decoding,
     "long-videos": lengths,
+    "serving": servers,
     "accuracy-in-short": lambda: accuracy_in_short(_read("study.json")),
     "speed-in-short": lambda: speed_in_short(map(_steps, _gpus()), map(_load, _machines())),
 }
