@@ -70,7 +70,7 @@ def test_models_that_cannot_be_served(tmp_path):
     with pytest.raises(CheckpointError, match="there is no such folder"):
         engine_args(str(tmp_path / "missing"))
     (tmp_path / "config.json").write_text('{"model_type": "qwen2"}', encoding="utf-8")
-    with pytest.raises(UnsupportedType, match="is a qwen2, which cannot be pruned inside vLLM; supported are"):
+    with pytest.raises(UnsupportedType, match="is a qwen2, which cannot be pruned by adatp inside vLLM; supported are"):
         engine_args(tmp_path)
 
 

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def run(folder: Path, *flags: str) -> subprocess.CompletedProcess:
