@@ -39,6 +39,7 @@ class Server:
         self._command = [sys.executable, *module, *flags, "--host", HOST, "--port", str(port)]
         self._log = log
         self._environment = {**os.environ, **(environment or {})}
+        self._environment.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over --kv-cache-memory-bytes
 
     def __enter__(self) -> "Server":
         """Start the server, and wait until it answers.
