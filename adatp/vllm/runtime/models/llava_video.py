@@ -16,6 +16,7 @@ from vllm.multimodal.processing import ProcessorInputs
 
 from adatp.errors import InputError
 from adatp.models.llava_video import LlavaVideo, LlavaVideoConfig, LlavaVideoProcessor, Pooling, time_instruction
+from adatp.vllm.runtime.models.checked_prompts import CheckedPrompts
 from adatp.vllm.runtime.models.llava_onevision import AdaTPLlavaOnevisionForConditionalGeneration
 
 _HINT = (
@@ -48,7 +49,7 @@ class _DummyInputs(LlavaOnevisionDummyInputsBuilder):
         return [(v, {"fps": 1, "frames_indices": range(len(v)), "total_num_frames": len(v)}) for v in videos]
 
 
-class _Processor(LlavaOnevisionMultiModalProcessor):
+class _Processor(CheckedPrompts, LlavaOnevisionMultiModalProcessor):
     """Makes the inputs of the model. The times of a video's frames are text of the prompt, as they are on transformers.
 
     They are written before vLLM writes the placeholders, so that vLLM's cache of processed videos does not hold them:

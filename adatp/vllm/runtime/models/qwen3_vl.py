@@ -11,12 +11,15 @@ from vllm.model_executor.models.qwen3_vl import (
 )
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from adatp.vllm.runtime.models.checked_prompts import CheckedPrompts
 from adatp.vllm.runtime.models.qwen import QwenVideos
 
 
-@MULTIMODAL_REGISTRY.register_processor(
-    Qwen3VLMultiModalProcessor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder
-)
+class Processor(CheckedPrompts, Qwen3VLMultiModalProcessor):
+    """vLLM's processor, which refuses prompts that cannot be pruned."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(Processor, info=Qwen3VLProcessingInfo, dummy_inputs=Qwen3VLDummyInputsBuilder)
 class AdaTPQwen3VLForConditionalGeneration(QwenVideos, Qwen3VLForConditionalGeneration):
     """The model: the decoder adds features of the tower to the visual tokens after its first layers (deepstack)."""
 
