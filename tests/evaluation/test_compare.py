@@ -109,7 +109,7 @@ class TestPrefill:
             ("adatp.engine.cuts.compact", AdaTP()),
             ("adatp.models.llava_onevision.LlavaOnevision.project", PyramidDrop()),
             ("adatp.models.llava_onevision.LlavaOnevision.tower_attention", VisionZip()),
-            ("adatp.hf.features.score", VisionZip()),
+            ("adatp.engine.scoring.score", VisionZip()),
             ("adatp.methods.dycoke.DyCoke.compress", methods.DyCoke()),
             ("adatp.methods.baselines.Pool.compress", Pool()),
         ],
