@@ -4,9 +4,13 @@ import argparse
 import os
 import shlex
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from adatp.cli import options
+
+METRICS = "PROMETHEUS_MULTIPROC_DIR"  # read by prometheus_client
 
 
 def add(commands: Any) -> None:
@@ -46,10 +50,20 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.print_command:
         print(shlex.join(["vllm", "serve", arguments.model, *flags(args), *arguments.flags]))
         return 0
-    with tempfile.TemporaryDirectory() as directory:
-        # the counters of the workers, which are other processes, appear in the server's metrics; vLLM's import reads it
-        os.environ.setdefault("PROMETHEUS_MULTIPROC_DIR", directory)
-        from adatp.vllm.runtime.server import serve
+    with _shared_metrics():
+        from adatp.vllm.runtime.server import serve  # importing vLLM reads where the metrics are
 
         serve(arguments.model, args, arguments.flags)
     return 0
+
+
+@contextmanager
+def _shared_metrics() -> Iterator[None]:
+    """Let the counters of the workers, which are other processes, appear in the server's metrics."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.environ.setdefault(METRICS, directory)
+        try:
+            yield
+        finally:
+            if os.environ[METRICS] == directory:
+                del os.environ[METRICS]

@@ -1,6 +1,7 @@
 """What vLLM is told, as arguments, as flags, and by `adatp serve`."""
 
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sys
 import pytest
 
 from adatp.cli.main import main
+from adatp.cli.serve import METRICS
 from adatp.errors import CheckpointError, UnsupportedType
 from adatp.methods import AdaTP
 from adatp.small.untrained import load_untrained
@@ -90,6 +92,7 @@ def test_versions_of_vllm(found, model, capsys, monkeypatch):
     assert main(["serve", str(model)]) == 2
     wanted = "vLLM is not installed: pip install" if found is None else "vLLM 0.31.0 is installed, but"
     assert wanted in capsys.readouterr().err
+    assert METRICS not in os.environ, "what this command sets is gone with it"
 
 
 def test_arguments_do_not_need_vllm():
