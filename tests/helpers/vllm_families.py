@@ -4,15 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import transformers
 from small_llava_video import small_llava_video
 from small_models import PATCH, make_model, make_siglip
 from small_prompts import make_tokenizer
-from transformers import SiglipConfig, SiglipModel
 from vllm_models import QUESTIONS, asked, prompt, video
-
-from adatp.small.untrained import byte_tokenizer, load_untrained
 
 
 def save_llava_video(folder: Path, pool: str = "average", image_size: int = 196) -> Path:
@@ -42,18 +38,6 @@ def save_qwen(kind: str, folder: Path) -> Path:
         chat_template="{{ messages }}",
     )
     processor.save_pretrained(folder)
-    return folder
-
-
-def save_siglip(folder: Path) -> Path:
-    """Save a SigLIP with random weights that continues the tower of `save_llava_video`; return its folder."""
-    untrained = load_untrained()
-    vision = untrained.model.config.vision_config.to_dict() | {"num_hidden_layers": 4, "vision_use_head": True}
-    text = untrained.relevance.text_model.config.to_dict()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        SiglipModel(SiglipConfig(vision_config=vision, text_config=text)).save_pretrained(folder)
-    byte_tokenizer("right").save_pretrained(folder)
     return folder
 
 
@@ -89,15 +73,3 @@ def timed(number: int, frames: int = 8, apart: float = 3) -> dict[str, Any]:
     metadata = {"fps": 2.0, "frames_indices": indices, "total_num_frames": indices[-1] + 1}
     given["multi_modal_data"]["video"] = given["multi_modal_data"]["video"], metadata
     return given
-
-
-def kept_of(llm: Any, monkeypatch: Any) -> list[tuple[int, ...]]:
-    """Return a list that takes the visual tokens at every layer's input of each prefill to come, in order."""
-    from vllm_models import model_runner
-
-    from adatp.engine.samples import cut_sample
-
-    found: list[tuple[int, ...]] = []
-    reports = model_runner(llm).get_model().pruning._reports
-    monkeypatch.setattr(reports, "add", lambda _, cuts, length, __: found.append(cut_sample(cuts, length, None).kept))
-    return found

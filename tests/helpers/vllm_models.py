@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import SiglipConfig, SiglipModel
 
 import adatp
+from adatp.engine.samples import cut_sample
 from adatp.small.untrained import byte_tokenizer, load_untrained
 from adatp.vllm import engine_args
 
@@ -56,7 +57,7 @@ def as_published(model: Path, folder: Path) -> Path:
 
 
 def save_siglip(folder: Path) -> Path:
-    """Save a SigLIP with random weights that continues the tower of `save_onevision`; return its folder."""
+    """Save a SigLIP with random weights that continues the tower of `load_untrained`; return its folder."""
     untrained = load_untrained()
     vision = untrained.model.config.vision_config.to_dict() | {"num_hidden_layers": 4, "vision_use_head": True}
     text = untrained.relevance.text_model.config.to_dict()
@@ -148,3 +149,11 @@ def model_runner(llm: Any) -> Any:
 def preemptions(llm: Any) -> int:
     """Return how often a request was preempted, of a vLLM with `disable_log_stats=False`."""
     return next(int(metric.value) for metric in llm.get_metrics() if metric.name == "vllm:num_preemptions")
+
+
+def kept_of(llm: Any, monkeypatch: Any) -> list[tuple[int, ...]]:
+    """Return a list that takes the visual tokens at every layer's input of each prefill to come, in order."""
+    found: list[tuple[int, ...]] = []
+    reports = model_runner(llm).get_model().pruning._reports
+    monkeypatch.setattr(reports, "add", lambda _, cuts, length, __: found.append(cut_sample(cuts, length, None).kept))
+    return found

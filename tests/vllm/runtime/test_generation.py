@@ -7,8 +7,8 @@ from vllm_models import (
     asked,
     by_transformers,
     generate,
+    kept_of,
     make_llm,
-    model_runner,
     save_siglip,
 )
 
@@ -50,29 +50,20 @@ def llm(onevision, method):
 
 
 @pytest.fixture
-def reports(monkeypatch, llm):
-    """The numbers of kept tokens of the prefills in a test, in the order of the requests."""
-    found = []
-    own = model_runner(llm).get_model().pruning._reports
-    monkeypatch.setattr(own, "add", lambda request, cuts, length, question: found.append((request, kept_in(cuts))))
-    return found
+def kept(monkeypatch, llm):
+    """The visual tokens at every layer's input of the prefills in a test, in order."""
+    return kept_of(llm, monkeypatch)
 
 
-def kept_in(cuts):
-    from adatp.engine.samples import cut_sample
-
-    return cut_sample(cuts, cuts.layout.length, None).kept
-
-
-def test_one_prompt(llm, reference, reports):
+def test_one_prompt(llm, reference, kept):
     assert generate(llm, [asked(0)], TOKENS) == [reference[0].tokens]
-    assert [kept for _, kept in reports] == [reference[0].kept]
+    assert kept == [reference[0].kept]
 
 
-def test_a_batch_of_different_lengths(llm, reference, reports):
+def test_a_batch_of_different_lengths(llm, reference, kept):
     answers = generate(llm, [asked(number) for number in range(len(QUESTIONS))], TOKENS)
     assert answers == [answer.tokens for answer in reference]
-    assert [kept for _, kept in reports] == [answer.kept for answer in reference]
+    assert kept == [answer.kept for answer in reference]
 
 
 def test_arrivals_while_others_decode(llm, reference):

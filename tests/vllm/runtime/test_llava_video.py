@@ -1,8 +1,8 @@
 """LLaVA-Video inside vLLM, which has no such model: token for token what transformers does."""
 
 import pytest
-from vllm_families import kept_of, save_llava_video, save_siglip, timed
-from vllm_models import TEXT, asked, by_transformers, generate, make_llm, videos_of
+from vllm_families import save_llava_video, timed
+from vllm_models import TEXT, asked, by_transformers, generate, kept_of, make_llm, save_siglip, videos_of
 
 from adatp.errors import InputError
 from adatp.methods import AdaTP, FastV

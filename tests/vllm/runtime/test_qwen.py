@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from vllm_families import asked_qwen, kept_of, save_qwen, save_second_tower
-from vllm_models import TEXT, by_transformers, generate, make_llm
+from vllm_families import asked_qwen, save_qwen, save_second_tower
+from vllm_models import TEXT, by_transformers, generate, kept_of, make_llm
 
 from adatp.errors import Unsupported
 from adatp.methods import AdaTP, FastV, PyramidDrop
