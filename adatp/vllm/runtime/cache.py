@@ -75,6 +75,10 @@ class PrunedManager(FullAttentionManager):
 
     videos_of: Callable[[str], Videos | None] = staticmethod(no_videos)
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._dropped: dict[str, int] = {}  # by request: it is asked for in every step
+
     def get_num_blocks_to_allocate(
         self,
         request_id: str,
@@ -96,10 +100,18 @@ class PrunedManager(FullAttentionManager):
         new: list[Any] = super().allocate_new_blocks(request_id, held, num_tokens_main_model)
         return new
 
+    def pop_blocks_for_free(self, request_id: str) -> list[Any]:
+        """Return the blocks of a request that ends or is preempted, and forget it."""
+        self._dropped.pop(request_id, None)
+        blocks: list[Any] = super().pop_blocks_for_free(request_id)
+        return blocks
+
     def _held(self, request_id: str, num_tokens: int) -> int:
         """Return how many of a request's tokens the group holds at most. A prompt is computed in one step."""
-        videos = self.videos_of(request_id)
-        return num_tokens if videos is None else num_tokens - int(self.kv_cache_spec.dropped(videos))
+        if request_id not in self._dropped:
+            videos = self.videos_of(request_id)
+            self._dropped[request_id] = 0 if videos is None else self.kv_cache_spec.dropped(videos)
+        return num_tokens - self._dropped[request_id]
 
 
 KVCacheSpecRegistry.check_kv_cache_spec_registry({})  # vLLM registers its own specs only while there is none

@@ -27,6 +27,8 @@ def serve(llm):
     while engine.has_unfinished_requests():
         engine.step()
         steps += 1
+    managers = engine.engine_core.engine_core.scheduler.kv_cache_manager.coordinator.single_type_managers
+    assert not any(getattr(manager, "_dropped", ()) for manager in managers), "remembered after their end"
     config = model_runner(llm).kv_cache_config
     return steps, preemptions(llm), config.kv_cache_tensors[0].size
 
